@@ -1,0 +1,67 @@
+# Everything a person or CI runs here; `make` alone lists it. Needs Python 3.11+ and make, nothing else.
+#
+#   make demo            the main job on real input, from a clone to its record
+#   make test            every check CI runs; PYTEST_ARGS="tests/sink -x" narrows the tests
+#   make lint            the checks that run nothing: ruff, mypy, import-linter
+#   make format          let ruff rewrite what `make lint` would complain of
+#   make lock            resolve requirements/*.txt anew; UPGRADE=--upgrade takes the newest of everything
+#   make clean           remove the environment and every cache
+#
+# VENV is where the environment lives, PYTHON what makes it. Paths are relative, so a checkout may have spaces in its own.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+UPGRADE ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.joulegram
+LOCK_VENV := build/lock
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^#   make/s/^#   //p' Makefile
+
+# The stamp is as new as the environment: a changed lock or pyproject installs again, nothing else does.
+$(STAMP): requirements/dev.txt pyproject.toml
+	@"$(PYTHON)" -c 'import sys; v = sys.version.split()[0]; \
+	    sys.version_info >= (3, 11) or sys.exit(f"PYTHON is {v}, expected 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch "$(STAMP)"
+
+demo: $(STAMP)
+	PATH="$$(cd "$(BIN)" && pwd):$$PATH" JOULEGRAM_REGION="$${JOULEGRAM_REGION:-SPP_KS}" \
+	    joulegram run -- python examples/nightly_etl.py
+
+test: lint
+	"$(BIN)/python" -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	"$(BIN)/python" -m ruff check .
+	"$(BIN)/python" -m ruff format --check .
+	"$(BIN)/python" -m mypy
+	"$(BIN)/lint-imports"
+
+format: $(STAMP)
+	"$(BIN)/python" -m ruff check --fix .
+	"$(BIN)/python" -m ruff format .
+
+# pip-compile knows extras but no PEP 735 groups, so `dependency-groups` hands it the group on standard input. It resolves
+# for the Python that runs it: run this under 3.11, the oldest that is supported.
+COMPILE := CUSTOM_COMPILE_COMMAND="make lock" "$(LOCK_VENV)/bin/python" -m piptools compile --quiet --no-config \
+    --generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options $(UPGRADE)
+
+lock:
+	test -x "$(LOCK_VENV)/bin/python" || "$(PYTHON)" -m venv "$(LOCK_VENV)"
+	"$(LOCK_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check pip-tools==7.6.2 dependency-groups==1.3.2
+	$(COMPILE) --output-file=requirements/runtime.txt pyproject.toml
+	"$(LOCK_VENV)/bin/python" -m dependency_groups dev | \
+	    $(COMPILE) --extra=sdk --constraint=requirements/runtime.txt --output-file=requirements/dev.txt pyproject.toml -
+
+clean:
+	rm -rf "$(VENV)" build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache tests/peers/.build

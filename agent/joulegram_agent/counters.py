@@ -1,0 +1,130 @@
+"""From raw counter readings of one domain to the energy of each published window.
+
+Invariants:
+    * energy is counted in integer microjoules, modulo ``max_range_uj + 1``, the number of values the file can
+      show; there is no mask of any other width (D-45, D-46);
+    * ``placed_uj + unplaced_uj +`` what the open window holds = all that was counted; nothing is counted
+      twice;
+    * a window's energy is published only if the domain was read at both its ends and nothing between is
+      unknown; otherwise it is a gap with a reason, and what was counted in it goes to `unplaced_uj` (S0-23,
+      D-05).
+
+The hardware's own modulus is one *unit* (up to 61 uJ) above the largest value the file shows, and the file
+truncates units, so the file's modulus is known to a unit only. ``max + 1`` is at most that unit short per
+wrap, 0.2 parts per billion of it, always to the low side.
+
+What a failed read does: if the domain is read again before its window closes, the counter's difference holds
+the whole energy and the window is complete. If the window closes first, it is a gap; the difference found at
+recovery straddles windows, cannot be said to belong to either, and is counted in `unplaced_uj` while that
+window is a gap named ``unplaced``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from joulegram_pipeline.energy import Gap
+
+if TYPE_CHECKING:
+    from joulegram_pipeline.energy import Domain
+
+MAX_POWER_W = 2_000
+"""More than a package or its DRAM draws today: the largest sockets are rated 500 W, bursts below twice that."""
+
+JITTER_NS = 50_000_000
+"""How far a counter's update and our stamp may lie apart before a rise is implausible."""
+
+COUNTER_RESET = "counter_reset"
+AMBIGUOUS = "ambiguous_wrap"
+UNPLACED = "unplaced"
+
+
+def reason_code(reason: str) -> str:
+    """The part of a reason before its details: few values, fit to count by."""
+    return reason.partition(":")[0]
+
+
+class Accumulator:
+    """Counts one domain.
+
+    Args:
+        domain: whose `max_range_uj` says how the counter wraps; None is a counter that does not.
+        max_power_w: above this a rise is implausible; also sets how long two readings may lie apart, which is
+            the time in which half the range could be spent at this power.
+    """
+
+    def __init__(self, domain: Domain, max_power_w: int = MAX_POWER_W) -> None:
+        self.domain = domain
+        self.placed_uj = 0
+        self.unplaced_uj = 0
+        self.gaps: Counter[str] = Counter()
+        self._max_power_w = max_power_w
+        self._last: tuple[int, int] | None = None
+        self._window_uj = 0
+        self._spoilt: str | None = None
+        self._failing: str | None = None
+        self._carried: str | None = None
+
+    def offer(self, raw_uj: int, at_ns: int) -> None:
+        """Take a good reading of the counter, `at_ns` on a clock that never runs slow."""
+        known = 0 if self._last is None else self._rise(raw_uj, at_ns, *self._last)
+        if isinstance(known, str):
+            self._spoil(known)
+        else:
+            self._window_uj += known
+            if self._carried is not None:
+                self._spoil(f"{UNPLACED}: {self._carried}")
+        self._last = (raw_uj, at_ns)
+        self._failing = None
+        self._carried = None
+
+    def miss(self, reason: str) -> None:
+        """Take note that the counter could not be read."""
+        self._failing = reason
+
+    def open(self) -> None:
+        """Begin a window at the reading just offered or missed."""
+        self._window_uj = 0
+        self._spoilt = None
+        self._carried = self._failing
+
+    def close(self, spoilt: str | None = None) -> int | Gap:
+        """End the window at the reading just offered or missed, and begin the next.
+
+        Args:
+            spoilt: a reason from outside why this window's energy cannot be placed in time.
+
+        Returns:
+            The energy of the window in microjoules, or the gap that stands for it.
+        """
+        for reason in (spoilt, self._failing):
+            if reason is not None:
+                self._spoil(reason)
+        energy_uj, gap = self._window_uj, self._spoilt
+        self.open()
+        if gap is None:
+            self.placed_uj += energy_uj
+            return energy_uj
+        self.unplaced_uj += energy_uj
+        self.gaps[reason_code(gap)] += 1
+        return Gap(self.domain.id, gap)
+
+    def _spoil(self, reason: str) -> None:
+        if self._spoilt is None:
+            self._spoilt = reason
+
+    def _rise(self, raw_uj: int, at_ns: int, last_uj: int, last_ns: int) -> int | str:
+        """Energy between two readings, or why it is not known."""
+        if self.domain.max_range_uj is None:
+            return raw_uj - last_uj if raw_uj >= last_uj else COUNTER_RESET
+        modulus = self.domain.max_range_uj + 1
+        elapsed_ns = at_ns - last_ns
+        # 1 W is 1 nJ/ns. The guard stands before the sign of the difference: whole wraps hide behind a rise
+        # as well.
+        if 2 * elapsed_ns * self._max_power_w > 1_000 * modulus:
+            return AMBIGUOUS
+        rise = (raw_uj - last_uj) % modulus
+        if 1_000 * rise > self._max_power_w * (elapsed_ns + JITTER_NS):
+            return COUNTER_RESET
+        return rise

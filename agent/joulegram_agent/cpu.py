@@ -1,0 +1,58 @@
+"""CPU time of the machine from ``/proc/stat``, as a counter that never runs backwards."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from joulegram_pipeline.units import NS_PER_S
+
+JIFFY_NS = NS_PER_S // os.sysconf("SC_CLK_TCK")
+"""Nanoseconds of one unit of /proc: 10 ms nearly everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTimes:
+    """The machine's CPU time since an instant of no meaning.
+
+    Args:
+        busy_ns: time in which a CPU ran something: user, nice, system, irq, softirq. Guests are inside user;
+            idle, iowait and steal are not busy.
+        cpus: logical CPUs online.
+    """
+
+    busy_ns: int
+    cpus: int
+
+
+class MachineCpu:
+    """Reads ``/proc/stat``.
+
+    The kernel's counts may step back (a CPU that goes offline takes its idle time along, and some kernels let
+    iowait fall); a fall is clamped: it adds nothing, and counting goes on from the lower value.
+    """
+
+    def __init__(self, proc_root: Path = Path("/proc")) -> None:
+        self._path = proc_root / "stat"
+        self._last_jiffies: int | None = None
+        self._busy_ns = 0
+
+    def read(self) -> CpuTimes | None:
+        """The counts now, or None where the file cannot be read or is not what it should be."""
+        try:
+            lines = self._path.read_bytes().split(b"\n")
+            first = lines[0].split()
+            if first[0] != b"cpu":
+                return None
+            user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in first[1:8])
+        except (OSError, ValueError, IndexError):
+            return None
+        cpus = sum(1 for line in lines if line.startswith(b"cpu")) - 1
+        if cpus < 1:
+            return None
+        jiffies = user + nice + system + irq + softirq
+        if self._last_jiffies is not None:
+            self._busy_ns += max(0, jiffies - self._last_jiffies) * JIFFY_NS
+        self._last_jiffies = jiffies
+        return CpuTimes(self._busy_ns, cpus)

@@ -1,0 +1,66 @@
+"""Runs the agent: a source, the loop on it, and the socket in front."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from joulegram_agent.local import LocalAgent
+from joulegram_agent.model import WATTS_IDLE, WATTS_MAX
+from joulegram_agent.sampler import Sampler
+from joulegram_agent.server import AgentServer
+from joulegram_agent.sources import open_reader
+
+log = logging.getLogger(__name__)
+
+
+def open_agent(
+    source: str = "auto",
+    *,
+    sysfs_root: Path = Path("/sys"),
+    proc_root: Path = Path("/proc"),
+    watts_idle: float = WATTS_IDLE,
+    watts_max: float = WATTS_MAX,
+) -> LocalAgent:
+    """An agent that is not entered yet; see `open_reader` for the arguments.
+
+    Raises:
+        ConfigError: as `open_reader`.
+    """
+    reader = open_reader(
+        source, sysfs_root=sysfs_root, proc_root=proc_root, watts_idle=watts_idle, watts_max=watts_max
+    )
+    return LocalAgent(reader, Sampler(reader, proc_root=proc_root))
+
+
+async def run_agent(
+    socket: Path,
+    source: str = "auto",
+    *,
+    sysfs_root: Path = Path("/sys"),
+    proc_root: Path = Path("/proc"),
+    watts_idle: float = WATTS_IDLE,
+    watts_max: float = WATTS_MAX,
+) -> None:
+    """Measure and serve until cancelled; missing hardware is said, not fatal.
+
+    Args:
+        socket: path of the Unix socket.
+        source: see `open_reader`.
+        sysfs_root: ``/sys``, or where the host's is mounted.
+        proc_root: ``/proc``, or where the host's is mounted.
+        watts_idle: for the model, watts of an idle logical CPU.
+        watts_max: for the model, watts of a busy logical CPU.
+
+    Raises:
+        ConfigError: an argument that cannot be used.
+        BusyError: another agent listens on the socket.
+        StorageError: the socket cannot be made.
+    """
+    agent = open_agent(
+        source, sysfs_root=sysfs_root, proc_root=proc_root, watts_idle=watts_idle, watts_max=watts_max
+    )
+    async with agent, AgentServer(agent, socket):
+        reader = agent.reader
+        log.info("agent on %s: source %s, %s", socket, reader.source, reader.reason or reader.method.value)
+        await agent.stopped()

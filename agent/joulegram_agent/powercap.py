@@ -1,0 +1,215 @@
+"""RAPL through ``/sys/class/powercap``: what the kernel measured of packages and DRAM (S0-21, S3-06).
+
+Invariants:
+    * counters stay open and are read with ``os.pread``: a sweep costs a few microseconds a zone;
+    * the set of domains is fixed when the reader is made; a zone that comes or goes later is seen at the next
+      start, and until then one that went is a gap named ``domain_vanished`` (D-05);
+    * a zone that cannot be read stays in the set as a gap; it is never left out in silence and never 0 (D-06,
+      D-10).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from joulegram_agent.powercap_zones import Zone, measured_zones, powercap_root
+from joulegram_agent.reader import Reading
+from joulegram_pipeline.energy import Domain, Gap, Method
+from joulegram_pipeline.units import uj_to_j
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+log = logging.getLogger(__name__)
+
+NO_POWERCAP = "no_powercap"
+PERMISSION_DENIED = "permission_denied"
+DOMAIN_VANISHED = "domain_vanished"
+READ_FAILED = "read_failed"
+
+_GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
+_DENIED = frozenset({errno.EACCES, errno.EPERM})
+
+
+class Counter(Protocol):
+    """An open counter file; the seam at which a test can refuse what root is never refused."""
+
+    def read(self) -> bytes:
+        """Its whole text; OSError where the kernel refuses."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class CounterFile:
+    """A counter of sysfs, opened once.
+
+    Args:
+        path: of ``energy_uj``.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self) -> bytes:
+        return os.pread(self._fd, 64, 0)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class PowercapReader:
+    """Reads the measured set of one sysfs tree.
+
+    Args:
+        sysfs_root: ``/sys``, or where the host's is mounted.
+        open_counter: opens an ``energy_uj``.
+
+    `reason` is None if at least one domain can be read; else `method` is UNAVAILABLE and every read is all
+    gaps.
+    """
+
+    source = "powercap"
+
+    def __init__(
+        self, sysfs_root: Path = Path("/sys"), open_counter: Callable[[Path], Counter] = CounterFile
+    ) -> None:
+        self.reason: str | None = None
+        self._zones: tuple[Zone, ...] = ()
+        self._counters: dict[str, Counter] = {}
+        self._refused: dict[str, str] = {}
+        root = powercap_root(sysfs_root)
+        try:
+            self._zones = measured_zones(sysfs_root)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+            self.reason = f"{NO_POWERCAP if missing else _why(error)}: {root}: {error.strerror or error}"
+        else:
+            if not self._zones:
+                self.reason = f"{NO_POWERCAP}: {root} shows no package and no dram"
+        self._open(open_counter)
+        self._drop_mirrors()
+        if self._zones and not self._counters:
+            zone = self._zones[0]
+            self.reason = f"{self._refused[zone.domain.id]}: {zone.path / 'energy_uj'}"
+
+    @property
+    def method(self) -> Method:
+        return Method.MEASURED if self.reason is None else Method.UNAVAILABLE
+
+    def domains(self) -> tuple[Domain, ...]:
+        return tuple(zone.domain for zone in self._zones)
+
+    def read(self) -> Reading:
+        counters: dict[str, int] = {}
+        gaps: list[Gap] = []
+        for zone in self._zones:
+            value = self._read(zone)
+            if isinstance(value, str):
+                gaps.append(Gap(zone.domain.id, value))
+            else:
+                counters[zone.domain.id] = value
+        return Reading(counters, tuple(gaps))
+
+    def close(self) -> None:
+        for counter in self._counters.values():
+            counter.close()
+        self._counters.clear()
+
+    def _open(self, open_counter: Callable[[Path], Counter]) -> None:
+        for zone in self._zones:
+            path = zone.path / "energy_uj"
+            if zone.domain.max_range_uj is None:
+                self._refused[zone.domain.id] = f"{READ_FAILED}: max_energy_range_uj"
+            else:
+                try:
+                    self._counters[zone.domain.id] = open_counter(path)
+                    continue
+                except OSError as error:
+                    self._refused[zone.domain.id] = _why(error)
+            log.warning("domain %s: %s: %s", zone.domain.id, self._refused[zone.domain.id], path)
+
+    def _read(self, zone: Zone) -> int | str:
+        """The counter in microjoules, or the reason why it is not known."""
+        counter = self._counters.get(zone.domain.id)
+        if counter is None:
+            return self._refused.get(zone.domain.id, f"{READ_FAILED}: closed")
+        try:
+            text = counter.read().strip()
+        except OSError as error:
+            return _why(error)
+        if not text.isdigit():
+            return f"{READ_FAILED}: got {text[:32]!r}, expected a whole number"
+        value = int(text)
+        if zone.domain.max_range_uj is None or value > zone.domain.max_range_uj:
+            return f"{READ_FAILED}: got {value}, expected at most {zone.domain.max_range_uj}"
+        return value
+
+    def _drop_mirrors(self) -> None:
+        """Leave out dies that show the counter of a die before them, as older kernels have it on AMD.
+
+        A die is a mirror only if its counter lies between two readings of the other's taken around it. Two
+        counters of their own pass that by chance about once in a million, so a real second die is kept
+        (Cascade Lake-AP).
+        """
+        kept: list[Zone] = []
+        for zone in self._zones:
+            twin = self._twin(zone, kept)
+            if twin is None:
+                kept.append(zone)
+                continue
+            log.warning("domain %s shows the counter of %s: not counted", zone.domain.id, twin.domain.id)
+            self._counters.pop(zone.domain.id).close()
+        self._zones = tuple(kept)
+
+    def _twin(self, zone: Zone, kept: Sequence[Zone]) -> Zone | None:
+        if not zone.die:
+            return None
+        for other in kept:
+            same_place = other.die and other.package == zone.package
+            if not (same_place and other.domain.kind is zone.domain.kind):
+                continue
+            before, middle, after = self._read(other), self._read(zone), self._read(other)
+            if isinstance(before, str) or isinstance(middle, str) or isinstance(after, str):
+                continue
+            modulus = (other.domain.max_range_uj or 0) + 1
+            if (middle - before) % modulus <= (after - before) % modulus:
+                return other
+        return None
+
+
+def _why(error: OSError) -> str:
+    if error.errno in _DENIED:
+        return PERMISSION_DENIED
+    if error.errno in _GONE:
+        return DOMAIN_VANISHED
+    return f"{READ_FAILED}: {errno.errorcode.get(error.errno or 0, str(error))}"
+
+
+def read_intel_rapl_energy_joules(sysfs_root: Path = Path("/sys")) -> float | None:
+    """The counters of all readable packages and DRAM, added up in joules (S0-21).
+
+    A single reading: each counter wraps on its own, so two of these must not be subtracted (D-02); use the
+    agent.
+
+    Returns:
+        Joules, or None where the root is missing or nothing is readable: then take a modelled estimate
+        (S1-18).
+    """
+    reader = PowercapReader(sysfs_root)
+    try:
+        counters_uj = reader.read().counters_uj
+    finally:
+        reader.close()
+    return uj_to_j(sum(counters_uj.values())) if counters_uj else None
+
+
+read_cpu_energy_joules = read_intel_rapl_energy_joules
+"""The name S1-18 gives it."""

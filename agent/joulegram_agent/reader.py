@@ -1,0 +1,75 @@
+"""The seam between the sampler and what measures: raw counters by domain, or why there are none (S0-20)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from joulegram_pipeline.energy import Domain, Gap, Method
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one sweep over the domains found.
+
+    Args:
+        counters_uj: raw counter by domain id, as it stood; it wraps where its domain has a `max_range_uj`.
+        gaps: the domains that could not be read, with reasons. Each domain is in exactly one of the two.
+        static_uj: counter of the energy that would have been spent idle, for the domains whose source knows
+            it.
+    """
+
+    counters_uj: Mapping[str, int] = field(default_factory=dict)
+    gaps: tuple[Gap, ...] = ()
+    static_uj: Mapping[str, int] = field(default_factory=dict)
+
+
+class Reader(Protocol):
+    """A source of energy counters. Its domains are fixed for its life, so no window mixes two sets (D-05)."""
+
+    @property
+    def source(self) -> str:
+        """``powercap``, ``model`` or ``none``."""
+
+    @property
+    def method(self) -> Method:
+        """How its energy comes about."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no energy, or why a better source was not taken; else None."""
+
+    def domains(self) -> tuple[Domain, ...]:
+        """The measured set; domains never overlap."""
+
+    def read(self) -> Reading:
+        """Read every domain once. Never raises: what cannot be read is a gap."""
+
+    def close(self) -> None:
+        """Give back what is open; a second call does nothing."""
+
+
+class NoEnergyReader:
+    """A source without energy: its ticks carry CPU time and the reason, never 0 J.
+
+    Args:
+        reason: why nothing is measured.
+    """
+
+    source = "none"
+    method = Method.UNAVAILABLE
+
+    def __init__(self, reason: str) -> None:
+        self.reason: str | None = reason
+
+    def domains(self) -> tuple[Domain, ...]:
+        return ()
+
+    def read(self) -> Reading:
+        return Reading()
+
+    def close(self) -> None:
+        """Nothing is open."""

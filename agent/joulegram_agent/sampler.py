@@ -1,0 +1,259 @@
+"""The 10 Hz loop: counters into accumulators, and once a second a published tick.
+
+Invariants:
+    * a published window is at least `PUBLISH_S` long on the monotonic clock; nothing finer leaves the agent;
+    * ticks of one epoch are contiguous: each starts where the one before ended. Where the wall clock stepped
+      against the monotonic one, the tick is a gap named ``clock_step`` and its energy counts as unplaced
+      (D-29);
+    * if the wall clock fell back behind the last tick, no window can follow without overlap: a new epoch
+      begins;
+    * deadlines are counted from the window's opening. Those that passed while a read was slow or the process
+      did not run are skipped, not made up for: what was missed becomes one long tick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from joulegram_agent.counters import MAX_POWER_W, Accumulator
+from joulegram_agent.cpu import CpuTimes, MachineCpu
+from joulegram_agent.processes import ProcessTrees
+from joulegram_pipeline.clock import Clock, SystemClock
+from joulegram_pipeline.energy import PUBLISH_S, Gap, Tick, TickBatch
+from joulegram_pipeline.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from joulegram_agent.reader import Reader, Reading
+
+SAMPLE_S = 0.1
+RING_S = 600
+CLOCK_STEP = "clock_step"
+CLOCK_STEP_NS = 50_000_000
+"""Wall and monotonic clock may drift this far apart in a window before it counts as a step."""
+
+_PUBLISH_NS = round(PUBLISH_S * NS_PER_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Edge:
+    """The instant at which one window ends and the next begins."""
+
+    wall_ns: int
+    mono_ns: int
+    cpu: CpuTimes | None
+    static_uj: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What was counted by domain since the agent started, as of the last published tick.
+
+    Args:
+        at_ns: end of that tick, wall clock; None before the first.
+        energy_uj: sum of the published ticks.
+        unplaced_uj: energy counted in windows that were gaps.
+        gaps: windows that were gaps, by reason.
+    """
+
+    at_ns: int | None
+    energy_uj: Mapping[str, int]
+    unplaced_uj: Mapping[str, int]
+    gaps: Mapping[str, Mapping[str, int]]
+
+
+class Sampler:
+    """Turns a reader into ticks. `sample` is one step and never sleeps; `run` takes the steps in real time.
+
+    Args:
+        reader: the source; the caller closes it.
+        proc_root: ``/proc``, or where the host's is mounted.
+        clock: the clocks.
+        sample_s: seconds between reads of the counters.
+        ring_s: for how many seconds published ticks are kept.
+        max_power_w: of one domain, see `Accumulator`.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        proc_root: Path = Path("/proc"),
+        clock: Clock | None = None,
+        sample_s: float = SAMPLE_S,
+        ring_s: int = RING_S,
+        max_power_w: int = MAX_POWER_W,
+    ) -> None:
+        self.trees = ProcessTrees(proc_root)
+        self.ring_s = ring_s
+        self._reader = reader
+        self._clock = clock or SystemClock()
+        self._sample_ns = round(sample_s * NS_PER_S)
+        self._domains = reader.domains()
+        self._accumulators = {domain.id: Accumulator(domain, max_power_w) for domain in self._domains}
+        self._machine = MachineCpu(proc_root)
+        self._ring: deque[Tick] = deque(maxlen=max(1, round(ring_s / PUBLISH_S)))
+        self._boot_id = _boot_id(proc_root)
+        self._epoch = ""
+        self._seq = 0
+        self._edge: _Edge | None = None
+        self._sampled = (0, 0)
+        self._longest_ns = 0
+        self._totals = Totals(None, {}, {}, {})
+
+    @property
+    def totals(self) -> Totals:
+        """Counts as of the last published tick, so that asking often shows nothing finer than it."""
+        return self._totals
+
+    @property
+    def published(self) -> tuple[Tick, ...]:
+        """The ticks still kept, oldest first; all of one epoch."""
+        return tuple(self._ring)
+
+    def batch(self, after: int) -> TickBatch:
+        """The kept ticks above `after`; all if `after` lies beyond the last, being another epoch's."""
+        if after > self._seq:
+            after = 0
+        return TickBatch(
+            epoch=self._epoch,
+            source=self._reader.source,
+            method=self._reader.method,
+            reason=self._reader.reason,
+            domains=self._domains,
+            ticks=tuple(tick for tick in self._ring if tick.seq > after),
+        )
+
+    def sample(self) -> Tick | None:
+        """Read every counter once; the tick if that closed a window. The first call opens the first one."""
+        reading = self._reader.read()
+        wall_ns, mono_ns = self._clock.wall_ns(), self._clock.mono_ns()
+        edge = self._edge
+        self._take(reading, wall_ns, mono_ns)
+        if edge is None:
+            for accumulator in self._accumulators.values():
+                accumulator.open()
+            self._begin(self._make_edge(reading, wall_ns, mono_ns))
+            return None
+        if mono_ns - edge.mono_ns < _PUBLISH_NS:
+            return None
+        return self._publish(edge, self._make_edge(reading, wall_ns, mono_ns))
+
+    async def run(self, on_tick: Callable[[Tick], None]) -> None:
+        """Sample until cancelled, calling `on_tick` for each tick."""
+        due_ns = self._next_due()
+        while True:
+            wait_ns = due_ns - self._clock.mono_ns()
+            if wait_ns > 0:
+                await asyncio.sleep(wait_ns / NS_PER_S)
+                continue
+            tick = self.sample()
+            due_ns = self._next_due()
+            if tick is not None:
+                on_tick(tick)
+
+    def _next_due(self) -> int:
+        now_ns = self._clock.mono_ns()
+        if self._edge is None:
+            return now_ns
+        passed = (now_ns - self._edge.mono_ns) // self._sample_ns
+        return self._edge.mono_ns + (passed + 1) * self._sample_ns
+
+    def _take(self, reading: Reading, wall_ns: int, mono_ns: int) -> None:
+        # A suspended machine's monotonic clock stands still while its counters may not: what counts for the
+        # wrap guard is the longer of the two times.
+        if self._edge is not None:
+            last_wall_ns, last_mono_ns = self._sampled
+            self._longest_ns += max(mono_ns - last_mono_ns, wall_ns - last_wall_ns)
+        self._sampled = (wall_ns, mono_ns)
+        for domain, raw_uj in reading.counters_uj.items():
+            self._accumulators[domain].offer(raw_uj, self._longest_ns)
+        for gap in reading.gaps:
+            self._accumulators[gap.domain].miss(gap.reason)
+
+    def _make_edge(self, reading: Reading, wall_ns: int, mono_ns: int) -> _Edge:
+        return _Edge(wall_ns, mono_ns, self._machine.read(), reading.static_uj)
+
+    def _begin(self, edge: _Edge) -> None:
+        """Begin an epoch."""
+        self._epoch = f"{self._boot_id}-{edge.mono_ns}"
+        self._seq = 0
+        self._ring.clear()
+        self._edge = edge
+        self.trees.read()
+
+    def _publish(self, start: _Edge, end: _Edge) -> Tick | None:
+        step_ns = (end.wall_ns - start.wall_ns) - (end.mono_ns - start.mono_ns)
+        stepped = abs(step_ns) > CLOCK_STEP_NS
+        energy, static, gaps = self._close_windows(start, end, CLOCK_STEP if stepped else None)
+        if end.wall_ns <= start.wall_ns:
+            self._begin(end)
+            return None
+        cpu_busy_ns, cpu_total_ns = _cpu_between(start, end)
+        self._seq += 1
+        tick = Tick(
+            seq=self._seq,
+            start_ns=start.wall_ns,
+            end_ns=end.wall_ns,
+            energy_uj=energy,
+            static_uj=static,
+            gaps=gaps,
+            cpu_busy_ns=cpu_busy_ns,
+            cpu_total_ns=cpu_total_ns,
+            process_cpu_ns=self.trees.read(),
+        )
+        self._ring.append(tick)
+        self._edge = end
+        self._totals = Totals(
+            at_ns=end.wall_ns,
+            energy_uj={key: item.placed_uj for key, item in self._accumulators.items()},
+            unplaced_uj={key: item.unplaced_uj for key, item in self._accumulators.items()},
+            gaps={key: dict(item.gaps) for key, item in self._accumulators.items() if item.gaps},
+        )
+        return tick
+
+    def _close_windows(
+        self, start: _Edge, end: _Edge, spoilt: str | None
+    ) -> tuple[dict[str, int], dict[str, int], tuple[Gap, ...]]:
+        energy: dict[str, int] = {}
+        static: dict[str, int] = {}
+        gaps: list[Gap] = []
+        for domain, accumulator in self._accumulators.items():
+            window = accumulator.close(spoilt)
+            if isinstance(window, Gap):
+                gaps.append(window)
+                continue
+            energy[domain] = window
+            if domain in start.static_uj and domain in end.static_uj:
+                static[domain] = end.static_uj[domain] - start.static_uj[domain]
+        if spoilt is not None:
+            return {}, {}, (Gap("*", spoilt),)
+        if not self._accumulators and self._reader.reason is not None:
+            gaps.append(Gap("*", self._reader.reason))
+        return energy, static, tuple(gaps)
+
+
+def _cpu_between(start: _Edge, end: _Edge) -> tuple[int | None, int | None]:
+    """CPU time spent and there, in nanoseconds; None where either end is unknown.
+
+    The kernel counts whole jiffies, so the time spent may come out a jiffy above the time there was: it is
+    capped.
+    """
+    if start.cpu is None or end.cpu is None:
+        return None, None
+    total_ns = end.cpu.cpus * (end.mono_ns - start.mono_ns)
+    return min(total_ns, end.cpu.busy_ns - start.cpu.busy_ns), total_ns
+
+
+def _boot_id(proc_root: Path) -> str:
+    try:
+        text = (proc_root / "sys/kernel/random/boot_id").read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    return text or os.urandom(16).hex()

@@ -1,0 +1,72 @@
+"""The clock as a seam, and the one way an instant is written."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from joulegram_pipeline.errors import WireError
+from joulegram_pipeline.units import NS_PER_S
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_RFC3339 = re.compile(
+    r"^(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})$", re.ASCII
+)
+
+
+class Clock(Protocol):
+    """Where time comes from; tests hand in their own."""
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since 1970 UTC; may step."""
+
+    def mono_ns(self) -> int:
+        """Nanoseconds that never step back; for durations."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def wall_ns(self) -> int:
+        return time.time_ns()
+
+    def mono_ns(self) -> int:
+        return time.monotonic_ns()
+
+
+def utc_iso(wall_ns: int) -> str:
+    """An instant as RFC 3339 in UTC, second precision, ``Z`` (S0-18); fractions of a second are cut, not rounded."""
+    return (_EPOCH + timedelta(seconds=wall_ns // NS_PER_S)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def utc_iso_ns(wall_ns: int) -> str:
+    """An instant as RFC 3339 in UTC with all nine digits, for records that must be exact."""
+    seconds, nanos = divmod(wall_ns, NS_PER_S)
+    return f"{(_EPOCH + timedelta(seconds=seconds)).strftime('%Y-%m-%dT%H:%M:%S')}.{nanos:09d}Z"
+
+
+def utc_now_iso(clock: Clock | None = None) -> str:
+    """Now as RFC 3339 in UTC, second precision, ``Z`` (S0-18)."""
+    return utc_iso((clock or SystemClock()).wall_ns())
+
+
+def parse_utc_ns(text: str) -> int:
+    """An RFC 3339 instant as nanoseconds since 1970; naive times are refused.
+
+    Raises:
+        WireError: not RFC 3339, or without an offset.
+    """
+    match = _RFC3339.match(text)
+    if match is None:
+        raise WireError(f"got instant {text!r}, expected RFC 3339 with an offset, as 2026-01-02T03:04:05Z")
+    date, hms, fraction, offset = match.groups()
+    zone = "+00:00" if offset in "Zz" else offset
+    try:
+        whole = datetime.fromisoformat(f"{date}T{hms}{zone}")
+    except ValueError as error:
+        raise WireError(f"got instant {text!r}: {error}") from error
+    delta = whole - _EPOCH
+    seconds = delta.days * 86_400 + delta.seconds
+    return seconds * NS_PER_S + int((fraction or "0").ljust(9, "0"))

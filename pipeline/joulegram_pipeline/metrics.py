@@ -1,0 +1,53 @@
+"""joulegram's own metrics: every name in one table, in the Collector's habit (docs/configuration.md lists them)."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Metrics:
+    """The counters of one sidecar, on a registry of its own so that two can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"joulegram_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"joulegram_{name}", text, labels, registry=self.registry)
+
+        self.accepted_spans = counter("receiver_accepted_spans", "Spans acknowledged: on disk.")
+        self.accepted_requests = counter(
+            "receiver_accepted_requests", "Requests acknowledged, by signal.", "signal"
+        )
+        self.refused_requests = counter(
+            "receiver_refused_requests", "Requests refused, by signal and reason.", "signal", "reason"
+        )
+        self.invalid_spans = counter(
+            "receiver_invalid_spans", "Spans that break OTLP: forwarded as they came, not joined.", "reason"
+        )
+        self.spool_bytes = gauge("spool_bytes", "Bytes of the spool on disk.")
+        self.spool_healed_bytes = counter("spool_healed_bytes", "Bytes of torn records cut from the spool's end.")
+        self.spool_sync_seconds = Histogram(
+            "joulegram_spool_sync_seconds",
+            "Time of one fdatasync of the spool.",
+            buckets=(0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0),
+            registry=self.registry,
+        )
+        self.joined_spans = counter("processor_joined_spans", "Spans joined, by energy method.", "method")
+        self.duplicate_spans = counter(
+            "processor_duplicate_spans", "Spans recognised as a retry and not joined again."
+        )
+        self.pending_spans = gauge("processor_pending_spans", "Spans waiting for their energy.")
+        self.energy_gaps = counter("processor_energy_gaps", "Gaps in the energy of the node, by reason.", "reason")
+        self.ledger_lines = counter("sink_ledger_lines", "Lines appended to the ledger.")
+        self.run_documents = counter("sink_run_documents", "Documents written for runs, by kind.", "kind")
+        self.run_document_failures = counter(
+            "sink_run_document_failures", "Documents that could not be written, by kind.", "kind"
+        )
+        self.forwarded_requests = counter("sink_forwarded_requests", "Requests the upstream took.")
+        self.forward_failures = counter(
+            "sink_forward_failures", "Upstream sends that failed, by whether they are tried again.", "kind"
+        )
+        self.forward_backlog_bytes = gauge("sink_forward_backlog_bytes", "Bytes waiting for the upstream.")

@@ -1,0 +1,1 @@
+"""The join: energy to spans, intensity to energy, attributes to spans."""

@@ -1,0 +1,87 @@
+"""The attributes a joined span gains (design section 6), encoded once and filled in.
+
+Absent, not null, when unknown (D-22). Doubles exist only here, derived from the integers at the rim.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from joulegram_processor.wire import bool_attribute, double_prefix, string_attribute, without_attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WRITTEN_KEYS = frozenset(
+    {
+        "carbon.gas",
+        "carbon.gco2e",
+        "carbon.gco2e_lower",
+        "carbon.gco2e_upper",
+        "carbon.intensity_g_per_kwh",
+        "carbon.reason",
+        "carbon.region",
+        "carbon.resolution",
+        "carbon.table",
+        "carbon.upper_bound",
+        "energy.allocation_ratio",
+        "energy.cpu_j",
+        "energy.dram_j",
+        "energy.gpu_j",
+        "energy.gpu_w_avg",
+        "energy.method",
+        "energy.reason",
+        "energy.scope",
+        "energy.state",
+        "energy.total_j",
+        "timing.duration_s",
+    }
+)
+"""Every key enrichment may write; one of these that the client sent is replaced, never doubled (A11)."""
+
+_WRITTEN_BYTES = frozenset(key.encode() for key in WRITTEN_KEYS)
+_REPORTED_BYTES = frozenset(key for key in _WRITTEN_BYTES if not key.startswith(b"energy.") or key == b"energy.method")
+
+
+class Encoder:
+    """Encodes attribute sets; the layout of a set of doubles and the text of a set of strings are made once."""
+
+    def __init__(self) -> None:
+        self._layouts: dict[tuple[str, ...], tuple[struct.Struct, tuple[bytes, ...]]] = {}
+        self._texts: dict[tuple[tuple[str, str | bool], ...], bytes] = {}
+
+    def doubles(self, names: tuple[str, ...], values: Sequence[float]) -> bytes:
+        """Double attributes, in the order of `names`."""
+        layout = self._layouts.get(names)
+        if layout is None:
+            prefixes = tuple(double_prefix(name) for name in names)
+            layout = (struct.Struct("<" + "".join(f"{len(prefix)}sd" for prefix in prefixes)), prefixes)
+            self._layouts[names] = layout
+        packer, prefixes = layout
+        fields: list[bytes | float] = [b""] * (2 * len(names))
+        fields[::2] = prefixes
+        fields[1::2] = values
+        return packer.pack(*fields)
+
+    def texts(self, pairs: tuple[tuple[str, str | bool], ...]) -> bytes:
+        """String and boolean attributes; remembered, because whole batches share them."""
+        known = self._texts.get(pairs)
+        if known is None:
+            known = b"".join(
+                bool_attribute(key, value=value) if isinstance(value, bool) else string_attribute(key, value)
+                for key, value in pairs
+            )
+            if len(self._texts) < 4096:
+                self._texts[pairs] = known
+        return known
+
+
+def upsert(span: bytes, attributes: bytes, *, replaces: bool, reported: bool) -> bytes:
+    """A span's content with `attributes` appended; keys it has already are taken out first.
+
+    A span whose energy the job reported keeps its own energy attributes.
+    """
+    if replaces:
+        span = without_attributes(span, _REPORTED_BYTES if reported else _WRITTEN_BYTES)
+    return span + attributes

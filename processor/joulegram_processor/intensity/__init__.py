@@ -1,0 +1,1 @@
+"""Intensity: versioned tables, regions, the fallback chain, exact carbon and its interval."""

@@ -1,0 +1,75 @@
+"""Sets of half-open time intervals, as sorted disjoint lists of (start_ns, end_ns)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Interval = tuple[int, int]
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same time, sorted, disjoint, joined where pieces touch; empty ones vanish."""
+    out: list[Interval] = []
+    for start, end in sorted(intervals):
+        if end <= start:
+            continue
+        if out and start <= out[-1][1]:
+            if end > out[-1][1]:
+                out[-1] = (out[-1][0], end)
+        else:
+            out.append((start, end))
+    return out
+
+
+def subtract(start: int, end: int, taken: list[Interval]) -> list[Interval]:
+    """What is left of [start, end) outside a sorted disjoint list."""
+    if end <= start:
+        return []
+    at = bisect_right(taken, (start, start)) - 1
+    if at < 0 or taken[at][1] <= start:
+        at += 1
+    out: list[Interval] = []
+    while at < len(taken) and taken[at][0] < end:
+        low, high = taken[at]
+        if low > start:
+            out.append((start, low))
+        start = max(start, high)
+        if start >= end:
+            return out
+        at += 1
+    out.append((start, end))
+    return out
+
+
+class IntervalSet:
+    """Time already given away; grows, and forgets what is older than anyone can ask for."""
+
+    def __init__(self, intervals: Iterable[Interval] = ()) -> None:
+        self.items: list[Interval] = union(intervals)
+
+    def add(self, intervals: list[Interval]) -> None:
+        """Take in a sorted disjoint list."""
+        if not intervals:
+            return
+        if not self.items or intervals[0][0] > self.items[-1][1]:
+            self.items.extend(intervals)
+            return
+        at = max(0, bisect_right(self.items, (intervals[0][0], intervals[0][0])) - 1)
+        self.items[at:] = union([*self.items[at:], *intervals])
+
+    def left(self, start: int, end: int) -> list[Interval]:
+        """What of [start, end) is not in the set."""
+        if not self.items or self.items[-1][1] <= start:
+            return [(start, end)] if start < end else []
+        return subtract(start, end, self.items)
+
+    def forget_before(self, instant: int) -> None:
+        """Drop what ended before `instant`."""
+        keep = 0
+        while keep < len(self.items) and self.items[keep][1] <= instant:
+            keep += 1
+        del self.items[:keep]

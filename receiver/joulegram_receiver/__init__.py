@@ -1,0 +1,1 @@
+"""In: OTLP over gRPC, the agent's ticks, and the durable spool both go to."""

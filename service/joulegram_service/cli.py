@@ -1,0 +1,341 @@
+"""The command line: `joulegram run | serve | agent | validate | ledger verify | version`.
+
+Everything heavy is imported inside the command that needs it, so that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from joulegram_pipeline.errors import ConfigError, JoulegramError
+
+if TYPE_CHECKING:
+    from joulegram_service.config import Config
+
+OK, FAILED, USAGE = 0, 1, 2
+OWN_FAILURE = 125
+"""Of `joulegram run`: joulegram itself failed, as with env(1), timeout(1) and docker run."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="joulegram: joules in, grams out. Turns the OpenTelemetry jobs already send into an auditable energy and "
+    "carbon record.",
+)
+ledger_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Read what was recorded.")
+app.add_typer(ledger_app, name="ledger")
+
+ConfigFlag = Annotated[
+    Path | None, typer.Option("--config", help="Configuration file (docs/configuration.md).", show_default="none")
+]
+DataDirFlag = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Where everything is written.", show_default="./joulegram-data"),
+]
+RegionFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--region", help="Grid region: egrid:SPNO, iso3:DEU, ba:MISO, or an alias as SPP_KS.", show_default="none"
+    ),
+]
+UpstreamFlag = Annotated[
+    str | None,
+    typer.Option("--upstream", help="Forward to grpc://host:port or http://host:port.", show_default="none"),
+]
+GrpcFlag = Annotated[
+    str | None, typer.Option("--grpc-endpoint", help="OTLP/gRPC listener.", show_default="127.0.0.1:4317")
+]
+HttpFlag = Annotated[
+    str | None,
+    typer.Option("--http-endpoint", help="OTLP/HTTP listener; accepted, comes in a later version.", show_default="none"),
+]
+MetricsFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics-endpoint", help="/metrics, /healthz and /readyz.", show_default="127.0.0.1:9464"
+    ),
+]
+SocketFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--agent-socket", help="Socket of a running `joulegram agent`.", show_default="an agent of its own"
+    ),
+]
+FactorFlag = Annotated[
+    str | None,
+    typer.Option("--emission-factor", help="Declared factor in kg/kWh, instead of a table.", show_default="none"),
+]
+FactorSourceFlag = Annotated[
+    str | None,
+    typer.Option("--emission-factor-source", help="Who declares it; required with it.", show_default="none"),
+]
+SourceFlag = Annotated[
+    str | None,
+    typer.Option("--source", help="auto, powercap, model or none.", show_default="auto"),
+]
+SysfsFlag = Annotated[
+    Path | None, typer.Option("--sysfs-root", help="Where /sys is, or a copy of it.", show_default="/sys")
+]
+
+RUN_HELP = """Run a command and say what it spent.
+
+Starts an agent and a sidecar on free loopback ports, points OTEL_EXPORTER_OTLP_ENDPOINT at it, runs COMMAND, and prints
+its spans with their energy and carbon, what the run adds up to, and where the records are. A command without
+OpenTelemetry gets one root span `etl.job`.
+
+Example:
+
+  joulegram run --region SPP_KS -- python examples/nightly_etl.py
+
+Exit codes: that of COMMAND, 128+n if signal n ended it; 125 joulegram failed, 126 COMMAND cannot be executed,
+127 COMMAND was not found.
+"""
+
+SERVE_HELP = """Run the sidecar until it is told to stop.
+
+Takes OTLP/gRPC, joins energy and carbon to ETL spans, records them, and forwards everything. Runs without a file. A flag
+beats the environment, which beats the file.
+
+Example:
+
+  joulegram serve --region iso3:DEU --upstream grpc://collector:4317
+
+Exit codes: 0 stopped by SIGINT or SIGTERM, all taken data recorded or in the spool; 1 it failed; 2 configuration.
+"""
+
+AGENT_HELP = """Measure the node's energy and serve it on a Unix socket.
+
+The privileged part: it reads RAPL counters and needs to read nothing else. Where there are none it models, and says so.
+
+Example:
+
+  joulegram agent --socket /run/joulegram/agent.sock
+
+Exit codes: 0 stopped by SIGINT or SIGTERM; 1 it failed; 2 configuration.
+"""
+
+VALIDATE_HELP = """Check a configuration without starting anything; all faults at once.
+
+Example:
+
+  joulegram validate --config joulegram.yaml
+
+Exit codes: 0 it can be used; 2 it cannot.
+"""
+
+VERIFY_HELP = """Check a ledger line by line: canonical form, sequence, hash chain, positions.
+
+Says what is covered and what is not: lines cut off whole at the end show only against a head you kept.
+
+Example:
+
+  joulegram ledger verify joulegram-data/ledger/telemetry
+
+Exit codes: 0 nothing wrong; 1 a line is not what it was; 2 there is no ledger.
+"""
+
+
+@app.command(help=RUN_HELP, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def run(
+    command: Annotated[list[str], typer.Argument(help="The command and its arguments, after `--`.")],
+    config: ConfigFlag = None,
+    data_dir: DataDirFlag = None,
+    region: RegionFlag = None,
+    upstream: UpstreamFlag = None,
+    agent_socket: SocketFlag = None,
+    source: SourceFlag = None,
+    sysfs_root: SysfsFlag = None,
+    emission_factor: FactorFlag = None,
+    emission_factor_source: FactorSourceFlag = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """See RUN_HELP."""
+    from joulegram_service.run import Launch, run_command
+
+    if command[0] == "--":
+        command = command[1:]
+    # Forked before anything that starts threads is imported; it waits for its environment.
+    launch = Launch(command) if command else None
+    if launch is None:
+        raise typer.Exit(_usage("run: got no command, expected one after `--`"))
+    try:
+        settings = _config(
+            config,
+            data_dir=data_dir,
+            region=region,
+            upstream=upstream,
+            agent_socket=agent_socket,
+            source=source,
+            sysfs_root=sysfs_root,
+            emission_factor=emission_factor,
+            emission_factor_source=emission_factor_source,
+            grpc_endpoint="127.0.0.1:0",
+            metrics_endpoint="127.0.0.1:0",
+        )
+        status = run_command(launch, settings, as_json=as_json)
+    except JoulegramError as error:
+        launch.abandon()
+        _say(error)
+        raise typer.Exit(OWN_FAILURE) from error
+    raise typer.Exit(status)
+
+
+@app.command(help=SERVE_HELP)
+def serve(
+    config: ConfigFlag = None,
+    grpc_endpoint: GrpcFlag = None,
+    http_endpoint: HttpFlag = None,
+    metrics_endpoint: MetricsFlag = None,
+    data_dir: DataDirFlag = None,
+    upstream: UpstreamFlag = None,
+    agent_socket: SocketFlag = None,
+    source: SourceFlag = None,
+    sysfs_root: SysfsFlag = None,
+    region: RegionFlag = None,
+    emission_factor: FactorFlag = None,
+    emission_factor_source: FactorSourceFlag = None,
+) -> None:
+    """See SERVE_HELP."""
+    settings = _checked(
+        config,
+        grpc_endpoint=grpc_endpoint,
+        http_endpoint=http_endpoint,
+        metrics_endpoint=metrics_endpoint,
+        data_dir=data_dir,
+        upstream=upstream,
+        agent_socket=agent_socket,
+        source=source,
+        sysfs_root=sysfs_root,
+        region=region,
+        emission_factor=emission_factor,
+        emission_factor_source=emission_factor_source,
+    )
+    from joulegram_service.serve import serve as run_service
+
+    raise typer.Exit(_guarded(lambda: run_service(settings)))
+
+
+@app.command(help=AGENT_HELP)
+def agent(
+    socket: Annotated[
+        Path, typer.Option("--socket", help="Path of the socket; its mode is 0660.")
+    ] = Path("/run/joulegram/agent.sock"),
+    source: SourceFlag = None,
+    sysfs_root: SysfsFlag = None,
+) -> None:
+    """See AGENT_HELP."""
+    from joulegram_service.serve import measure
+
+    raise typer.Exit(_guarded(lambda: measure(socket, source or "auto", sysfs_root or Path("/sys"))))
+
+
+@app.command(help=VALIDATE_HELP)
+def validate(
+    config: ConfigFlag = None, data_dir: DataDirFlag = None, region: RegionFlag = None, upstream: UpstreamFlag = None
+) -> None:
+    """See VALIDATE_HELP."""
+    settings = _checked(config, data_dir=data_dir, region=region, upstream=upstream)
+    from joulegram_service.carbon_model import build_carbon
+
+    try:
+        _, identity = build_carbon(settings)
+    except ConfigError as error:
+        _say(error)
+        raise typer.Exit(USAGE) from error
+    typer.echo(f"configuration: ok\nfactor: {identity.factor_source}\nregion: {identity.region or 'none'}")
+
+
+@ledger_app.command("verify", help=VERIFY_HELP)
+def ledger_verify(
+    directory: Annotated[Path, typer.Argument(help="The ledger's directory.")],
+    expect_head: Annotated[
+        str | None, typer.Option("--expect-head", help="Head hash you kept, as sha256:<hex>.")
+    ] = None,
+    expect_lines: Annotated[
+        int | None, typer.Option("--expect-lines", help="Number of lines you kept.", min=1)
+    ] = None,
+) -> None:
+    """See VERIFY_HELP."""
+    from joulegram_sink.ledger_verify import verify
+
+    if not directory.is_dir():
+        raise typer.Exit(_usage(f"DIRECTORY: got {str(directory)!r}, expected a directory that holds a ledger"))
+    try:
+        report = verify(directory, expect_head, expect_lines)
+    except JoulegramError as error:
+        _say(error)
+        raise typer.Exit(USAGE) from error
+    typer.echo(report.text())
+    raise typer.Exit(OK if report.ok else FAILED)
+
+
+@app.command(help="Print the version.\n\nExample:\n\n  joulegram version\n\nExit codes: 0.")
+def version() -> None:
+    """Print the version."""
+    from joulegram import __version__
+
+    typer.echo(f"joulegram {__version__}")
+
+
+FLAGS: dict[str, tuple[str, ...]] = {
+    "agent_socket": ("agent", "socket"),
+    "data_dir": ("data_dir",),
+    "emission_factor": ("carbon", "factor", "kg_per_kwh"),
+    "emission_factor_source": ("carbon", "factor", "source"),
+    "grpc_endpoint": ("receiver", "protocols", "grpc", "endpoint"),
+    "http_endpoint": ("receiver", "protocols", "http", "endpoint"),
+    "metrics_endpoint": ("telemetry", "metrics", "endpoint"),
+    "region": ("carbon", "region"),
+    "source": ("agent", "source"),
+    "sysfs_root": ("agent", "sysfs_root"),
+    "upstream": ("upstream", "endpoint"),
+}
+"""Flags and the keys they override."""
+
+
+def _config(path: Path | None, **flags: Any) -> Config:
+    from joulegram_service.config import load_config
+
+    return load_config(path, {FLAGS[name]: value for name, value in flags.items() if value is not None})
+
+
+def _checked(path: Path | None, **flags: Any) -> Config:
+    try:
+        return _config(path, **flags)
+    except ConfigError as error:
+        _say(error)
+        raise typer.Exit(USAGE) from error
+
+
+def _guarded(work: Any) -> int:
+    try:
+        work()
+    except ConfigError as error:
+        _say(error)
+        return USAGE
+    except JoulegramError as error:
+        _say(error)
+        return FAILED
+    return OK
+
+
+def _say(error: JoulegramError) -> None:
+    for line in str(error).splitlines():
+        typer.echo(f"joulegram: {line}", err=True)
+
+
+def _usage(text: str) -> int:
+    typer.echo(f"joulegram: {text}", err=True)
+    return USAGE
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(app())

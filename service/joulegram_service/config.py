@@ -1,0 +1,312 @@
+"""`joulegram.yaml` as the user writes it: keys, defaults, and errors that quote the key.
+
+A flag beats the environment, which beats the file. An unknown key, a bad unit or an unresolvable region is an error;
+all of them are found at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from joulegram_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_UNITS_NS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)$", re.ASCII)
+_ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_ENDPOINT = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})$", re.ASCII)
+
+
+def _duration_ns(value: object) -> object:
+    match = _DURATION.match(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("a duration with a unit, as 500ms, 30s, 15m, 24h or 7d")
+    return int(float(match[1]) * _UNITS_NS[match[2]])
+
+
+def _endpoint(value: object) -> object:
+    match = _ENDPOINT.match(value) if isinstance(value, str) else None
+    if match is None or int(match[2]) > 65_535:
+        raise ValueError("host:port, as 127.0.0.1:4317 (port 0 takes a free one)")
+    return value
+
+
+def _upstream(value: object) -> object:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else ""
+    scheme, _, rest = text.partition("://")
+    if scheme not in {"grpc", "http"} or _ENDPOINT.match(rest.rstrip("/").partition("/")[0]) is None:
+        raise ValueError("grpc://host:port or http://host:port")
+    return value
+
+
+Duration = Annotated[int, BeforeValidator(_duration_ns)]
+Endpoint = Annotated[str, BeforeValidator(_endpoint)]
+Upstream = Annotated[str | None, BeforeValidator(_upstream)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerConfig(_Section):
+    """A listener."""
+
+    endpoint: Endpoint = "127.0.0.1:4317"
+
+
+class HttpConfig(_Section):
+    """The OTLP/HTTP listener, which comes in a later version."""
+
+    endpoint: Endpoint | None = None
+
+
+class MetricsConfig(_Section):
+    """Where /metrics, /healthz and /readyz are served."""
+
+    endpoint: Endpoint = "127.0.0.1:9464"
+
+
+class ProtocolsConfig(_Section):
+    """The transports of the receiver."""
+
+    grpc: ServerConfig = ServerConfig()
+    http: HttpConfig = HttpConfig()
+
+
+class ReceiverConfig(_Section):
+    """OTLP in."""
+
+    protocols: ProtocolsConfig = ProtocolsConfig()
+
+
+class TelemetryConfig(_Section):
+    """joulegram's own telemetry."""
+
+    metrics: MetricsConfig = MetricsConfig()
+
+
+class AgentConfig(_Section):
+    """Where energy comes from: an agent behind a socket, or one inside the sidecar where `socket` is not set."""
+
+    socket: Path | None = None
+    source: Literal["auto", "powercap", "model", "none"] = "auto"
+    sysfs_root: Path = Path("/sys")
+    proc_root: Path = Path("/proc")
+
+
+class EnergyConfig(_Section):
+    """The join of energy."""
+
+    max_wait: Duration = 30 * 10**9
+    retention: Duration = 24 * 3600 * 10**9
+    idle: Literal["bucket", "share"] = "bucket"
+
+
+class FactorConfig(_Section):
+    """A declared emission factor, instead of a table (C-06)."""
+
+    kg_per_kwh: str | float | int
+    source: str
+
+
+class CarbonConfig(_Section):
+    """The join of intensity."""
+
+    region: str | None = None
+    table: str | None = None
+    table_dirs: tuple[Path, ...] = ()
+    factor: FactorConfig | None = None
+
+
+class UpstreamConfig(_Section):
+    """Where everything is forwarded to."""
+
+    endpoint: Upstream = None
+
+
+class SelectorConfig(_Section):
+    """Which spans are joined."""
+
+    names: tuple[str, ...] = ("etl.job", "etl.*")
+    attributes: tuple[str, ...] = ("kfm.node",)
+
+
+class StacConfig(_Section):
+    """The Items a job may name for patching."""
+
+    roots: tuple[Path, ...] | None = None
+    key: Literal["telemetry", "kfm:telemetry"] = "telemetry"
+
+
+class HostConfig(_Section):
+    """What records call this machine; never its host name (C-01)."""
+
+    hw_id: Annotated[str, Field(min_length=1, max_length=128)] = "host-unknown"
+    hw_name: Annotated[str, Field(min_length=1, max_length=128)] = "kfm-node"
+
+
+class RunConfig(_Section):
+    """When a run ends that says nothing of its end."""
+
+    idle_timeout: Duration = 15 * 60 * 10**9
+
+
+class ShutdownConfig(_Section):
+    """How long a stop may take."""
+
+    drain_timeout: Duration = 10 * 10**9
+
+
+class Config(_Section):
+    """The whole file."""
+
+    data_dir: Path = Path("joulegram-data")
+    receiver: ReceiverConfig = ReceiverConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    agent: AgentConfig = AgentConfig()
+    energy: EnergyConfig = EnergyConfig()
+    carbon: CarbonConfig = CarbonConfig()
+    upstream: UpstreamConfig = UpstreamConfig()
+    selector: SelectorConfig = SelectorConfig()
+    stac: StacConfig = StacConfig()
+    host: HostConfig = HostConfig()
+    run: RunConfig = RunConfig()
+    shutdown: ShutdownConfig = ShutdownConfig()
+
+
+ENVIRONMENT: dict[str, tuple[str, ...]] = {
+    "JOULEGRAM_DATA_DIR": ("data_dir",),
+    "JOULEGRAM_GRPC_ENDPOINT": ("receiver", "protocols", "grpc", "endpoint"),
+    "JOULEGRAM_HTTP_ENDPOINT": ("receiver", "protocols", "http", "endpoint"),
+    "JOULEGRAM_METRICS_ENDPOINT": ("telemetry", "metrics", "endpoint"),
+    "JOULEGRAM_AGENT_SOCKET": ("agent", "socket"),
+    "JOULEGRAM_AGENT_SOURCE": ("agent", "source"),
+    "JOULEGRAM_SYSFS_ROOT": ("agent", "sysfs_root"),
+    "JOULEGRAM_REGION": ("carbon", "region"),
+    "JOULEGRAM_TABLE": ("carbon", "table"),
+    "JOULEGRAM_UPSTREAM": ("upstream", "endpoint"),
+    "KFM_EMISSION_FACTOR_KG_PER_KWH": ("carbon", "factor", "kg_per_kwh"),
+    "KFM_EMISSION_FACTOR_SOURCE": ("carbon", "factor", "source"),
+    "KFM_HW_ID": ("host", "hw_id"),
+    "KFM_HW_NAME": ("host", "hw_name"),
+}
+"""Variables and the keys they override. Others are ignored: Kubernetes sets JOULEGRAM_PORT and the like by itself."""
+
+
+class ConfigErrors(ConfigError):
+    """All faults of a configuration at once.
+
+    Args:
+        errors: one for each key.
+    """
+
+    def __init__(self, errors: list[ConfigError]) -> None:
+        self.errors = errors
+        first = errors[0]
+        super().__init__(first.key, first.got, first.expected)
+        self.args = ("\n".join(str(error) for error in errors),)
+
+
+def load_config(
+    path: Path | None, flags: Mapping[tuple[str, ...], Any], environment: Mapping[str, str] | None = None
+) -> Config:
+    """Read the file, lay the environment over it, and the flags over that.
+
+    Args:
+        path: the file; None runs on defaults.
+        flags: key paths and the values of flags that were given.
+        environment: for tests; the process's own by default.
+
+    Raises:
+        ConfigErrors: quoting every key that is wrong.
+    """
+    environ = os.environ if environment is None else environment
+    origin: dict[tuple[str, ...], str] = {}
+    raw: dict[str, Any] = {} if path is None else _read(path, environ)
+    for name, keys in ENVIRONMENT.items():
+        if environ.get(name):
+            _put(raw, keys, environ[name])
+            origin[keys] = f"{name} ({'.'.join(keys)})"
+    for keys, value in flags.items():
+        _put(raw, keys, value)
+        origin.pop(keys, None)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigErrors([_fault(item, origin) for item in error.errors()]) from None
+
+
+def _read(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("--config", str(path), f"a readable file ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("--config", str(path), f"UTF-8 ({error})") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("--config", str(path), f"YAML ({error})") from error
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError("--config", type(raw).__name__, "a mapping of keys at the top of the file")
+    return {str(key): _substitute(value, str(key), environ) for key, value in raw.items()}
+
+
+def _substitute(value: Any, key: str, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _substitute(inner, f"{key}.{name}", environ) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_substitute(inner, f"{key}[{index}]", environ) for index, inner in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        found = environ.get(match[1], match[2])
+        if found is None:
+            raise ConfigError(key, match[0], f"an environment variable {match[1]} that is set")
+        return found
+
+    return _ENV.sub(fill, value)
+
+
+def _put(raw: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = raw.get(key)
+        if not isinstance(inner, dict):
+            inner = raw[key] = {}
+        raw = inner
+    raw[keys[-1]] = value
+
+
+def _fault(item: Any, origin: Mapping[tuple[str, ...], str]) -> ConfigError:
+    where = tuple(str(part) for part in item["loc"])
+    key = origin.get(where, ".".join(where))
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        return ConfigError(key, item["input"], f"no such key; here may stand {_siblings(where)}")
+    if item["type"] == "missing":
+        return ConfigError(key, None, "a value: it is required beside its sibling keys")
+    return ConfigError(key, item["input"], message[0].lower() + message[1:])
+
+
+def _siblings(where: tuple[str, ...]) -> str:
+    model: Any = Config
+    for part in where[:-1]:
+        annotation = model.model_fields[part].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        model = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+        if model is None:
+            return "none"
+    return ", ".join(sorted(model.model_fields))

@@ -1,0 +1,238 @@
+"""The thread that reads the log, feeds the machine and commits what comes out.
+
+Invariants:
+    * outputs are committed in the order of their positions; every sink drops what it already holds;
+    * a sink that refuses is asked again until it takes; nothing overtakes what it refused;
+    * the log is released only below a snapshot that is on disk, with every sink synced before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from joulegram_pipeline.errors import DocumentError, RetryableError
+from joulegram_pipeline.files import replace_file, safe_mkdir
+from joulegram_sink.ledger_format import run_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+    from joulegram_pipeline.metrics import Metrics
+    from joulegram_pipeline.records import RunRecord
+    from joulegram_processor.machine import Machine, Outputs
+    from joulegram_receiver.spool import Spool
+    from joulegram_sink.documents import RunDocuments
+    from joulegram_sink.ledger import Ledger
+    from joulegram_sink.outbox import Outbox
+    from joulegram_sink.tick_archive import TickArchive
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 8 * 1024 * 1024
+SNAPSHOT_BYTES = 256 * 1024 * 1024
+SNAPSHOT_S = 60.0
+RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sinks:
+    """Where outputs go; the outbox only where there is an upstream."""
+
+    ledger: Ledger
+    outbox: Outbox | None
+    archive: TickArchive
+    documents: RunDocuments
+
+
+class Engine:
+    """Runs the machine over the spool; an async context manager.
+
+    Args:
+        machine: made, not yet loaded.
+        spool: entered before the engine.
+        sinks: entered before the engine.
+        state_file: the snapshot.
+        metrics: documents and failures are counted there.
+        on_pids: told, on the engine's thread, of processes that spans name.
+        on_run: told, on the engine's thread, of each run published, with the files written for it.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        spool: Spool,
+        sinks: Sinks,
+        state_file: Path,
+        metrics: Metrics,
+        on_pids: Callable[[set[int]], None],
+        on_run: Callable[[RunRecord, dict[str, Path]], None],
+    ) -> None:
+        self._machine = machine
+        self._spool = spool
+        self._sinks = sinks
+        self._state_file = state_file
+        self._metrics = metrics
+        self._on_pids = on_pids
+        self._on_run = on_run
+        self._thread = threading.Thread(target=self._run, name="joulegram engine", daemon=True)
+        self._stop = threading.Event()
+        self._done = threading.Condition()
+        self._position = 0
+        self.trouble: str | None = None
+        """Why nothing is committed at the moment, for /readyz."""
+        self.failure: BaseException | None = None
+        """What ended the thread; the sidecar stops then."""
+        self.failed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._load)
+        self._thread.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        await asyncio.to_thread(self._thread.join)
+
+    async def drain(self, budget_s: float) -> bool:
+        """Wait until everything that is durable now is committed; False if the budget ran out first."""
+        target = self._spool.durable_lsn
+
+        def wait() -> bool:
+            with self._done:
+                return self._done.wait_for(
+                    lambda: self._position >= target or self.failure is not None, budget_s
+                )
+
+        return await asyncio.to_thread(wait) and self.failure is None
+
+    def _load(self) -> None:
+        safe_mkdir(self._state_file.parent)
+        archived = self._sinks.archive.load()
+        state = None
+        if self._state_file.exists():
+            try:
+                state = json.loads(self._state_file.read_bytes())
+            except ValueError as error:
+                raise DocumentError(f"got snapshot {str(self._state_file)!r} that is no JSON: {error}") from error
+        position = self._spool.start_lsn if state is None else int(state["position"])
+        for lsn, batch in archived:
+            if lsn < position:
+                self._machine.store.add(batch)
+        if state is not None:
+            self._machine.load(state)
+        else:
+            self._machine.position = position
+        self._position = position
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the sidecar must not seem alive after it
+            log.critical("the engine stopped: %s: %s", type(error).__name__, error, exc_info=error)
+            self.failure = error
+            with self._done:
+                self._done.notify_all()
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self.failed.set)
+
+    def _work(self) -> None:
+        machine, spool = self._machine, self._spool
+        snapshot_at, snapshot_lsn = time.monotonic(), machine.position
+        while True:
+            if not spool.wait_beyond(machine.position, 0.2):
+                if self._stop.is_set():
+                    break
+                if machine.position > snapshot_lsn and time.monotonic() - snapshot_at >= SNAPSHOT_S:
+                    self._snapshot()
+                    snapshot_at, snapshot_lsn = time.monotonic(), machine.position
+                continue
+            for record in spool.read(machine.position, READ_BYTES):
+                for outputs in machine.feed(record):
+                    if not self._commit(outputs):
+                        return  # stopped while a sink refused: the next start replays from the last snapshot
+            if not self._retry(self._sinks.ledger.sync, "ledger"):
+                return
+            with self._done:
+                self._position = machine.position
+                self._done.notify_all()
+            if (
+                machine.position - snapshot_lsn >= SNAPSHOT_BYTES
+                or time.monotonic() - snapshot_at >= SNAPSHOT_S
+            ):
+                self._snapshot()
+                snapshot_at, snapshot_lsn = time.monotonic(), machine.position
+        if machine.position > snapshot_lsn:
+            self._snapshot()
+
+    def _commit(self, outputs: Outputs) -> bool:
+        sinks = self._sinks
+        if outputs.pids:
+            self._on_pids(outputs.pids)
+        if outputs.ticks and not self._retry(lambda: sinks.archive.append(outputs.ticks), "ticks"):
+            return False
+        if outputs.ledger and not self._retry(lambda: sinks.ledger.append(outputs.ledger), "ledger"):
+            return False
+        outbox = sinks.outbox
+        if (
+            outbox is not None
+            and outputs.forward
+            and not self._retry(lambda: outbox.append(outputs.forward), "outbox")
+        ):
+            return False
+        return all(self._publish(run) for run in outputs.runs)
+
+    def _publish(self, run: RunRecord) -> bool:
+        """Documents first, then the run's line: a run in the ledger has its documents; a replay writes the same bytes."""
+        last = self._sinks.ledger.last_pos
+        if last is not None and run.pos <= last:
+            return True
+        written: dict[str, Path] = {}
+
+        def write() -> None:
+            written.update(self._sinks.documents.write(run))
+
+        try:
+            if not self._retry(write, "documents"):
+                return False
+        except DocumentError as error:
+            log.warning("run %s: %s", run.run_id, error)
+        if not self._retry(lambda: self._sinks.ledger.append([run_line(run)]), "ledger"):
+            return False
+        self._on_run(run, written)
+        return True
+
+    def _retry(self, work: Callable[[], object], sink: str) -> bool:
+        """Do `work` until the sink takes it; False if the engine is stopped meanwhile."""
+        while True:
+            try:
+                work()
+            except RetryableError as error:
+                if self.trouble is None:
+                    log.error("%s refuses, trying again every %g s: %s", sink, RETRY_S, error)
+                self.trouble = f"{sink}: {error}"
+                if self._stop.wait(RETRY_S):
+                    return False
+            else:
+                self.trouble = None
+                return True
+
+    def _snapshot(self) -> None:
+        sinks = self._sinks
+        for sync in (sinks.ledger.sync, sinks.archive.sync, *((sinks.outbox.sync,) if sinks.outbox else ())):
+            if not self._retry(sync, "snapshot"):
+                return
+        state = json.dumps(self._machine.dump(), separators=(",", ":")).encode()
+        if self._retry(lambda: replace_file(self._state_file, state), "snapshot"):
+            self._spool.release(min(self._machine.position, self._machine.oldest_needed()))

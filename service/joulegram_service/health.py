@@ -1,0 +1,114 @@
+"""/metrics, /healthz and /readyz on one small listener."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from typing import TYPE_CHECKING, Any, Self
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from joulegram_pipeline.errors import BusyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from joulegram_pipeline.metrics import Metrics
+
+
+class HealthServer:
+    """Serves over HTTP; an async context manager.
+
+    ``/healthz`` is 200 while the process lives and its engine runs; ``/readyz`` is 200 when nothing keeps it from
+    taking and committing data, else 503 with the reasons; ``/metrics`` is Prometheus text.
+
+    Args:
+        endpoint: host:port; port 0 takes a free one.
+        metrics: what is published.
+        alive: reasons for not being alive, empty if there are none.
+        ready: reasons for not being ready.
+
+    Raises (on enter):
+        BusyError: the port is taken.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        metrics: Metrics,
+        alive: Callable[[], list[str]],
+        ready: Callable[[], list[str]],
+    ) -> None:
+        self._endpoint = endpoint
+        self._metrics = metrics
+        self._alive = alive
+        self._ready = ready
+        self._task: asyncio.Task[None] | None = None
+        self._server: uvicorn.Server | None = None
+        self._socket: socket.socket | None = None
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        host, _, port = self._endpoint.rpartition(":")
+        host = host.strip("[]")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, int(port)))
+        except OSError as error:
+            listener.close()
+            raise BusyError(
+                f"telemetry.metrics.endpoint: cannot listen on {self._endpoint!r}: {error.strerror or error}; "
+                "give another --metrics-endpoint, or port 0 for a free one"
+            ) from error
+        self._socket = listener
+        self.port = listener.getsockname()[1]
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self._app,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                ws="none",
+                http="h11",
+                loop="asyncio",
+                timeout_graceful_shutdown=1,
+                h11_max_incomplete_event_size=16 * 1024,
+                limit_concurrency=64,
+            )
+        )
+        # serve() would take SIGINT and SIGTERM for itself; they are the sidecar's.
+        self._task = asyncio.create_task(self._server._serve([listener]))  # noqa: SLF001
+        while not self._server.started and not self._task.done():
+            await asyncio.sleep(0.005)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None and self._task is not None:
+            self._server.should_exit = True
+            await self._task
+        if self._socket is not None:
+            self._socket.close()
+
+    async def _app(self, scope: dict[str, Any], _receive: Any, send: Any) -> None:
+        status, kind, body = self._answer(scope.get("path", ""), scope.get("method", ""))
+        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else body})
+
+    def _answer(self, path: str, method: str) -> tuple[int, str, bytes]:
+        if method not in {"GET", "HEAD"}:
+            return 405, "text/plain; charset=utf-8", b"GET or HEAD\n"
+        if path == "/metrics":
+            return 200, CONTENT_TYPE_LATEST, generate_latest(self._metrics.registry)
+        if path in {"/healthz", "/readyz"}:
+            reasons = self._alive() if path == "/healthz" else [*self._alive(), *self._ready()]
+            body = json.dumps({"status": "ok" if not reasons else "failing", "reasons": reasons}).encode() + b"\n"
+            return 503 if reasons else 200, "application/json", body
+        return 404, "text/plain; charset=utf-8", b"/metrics, /healthz or /readyz\n"

@@ -1,0 +1,171 @@
+"""`joulegram run -- COMMAND`: a sidecar around one command, and a summary when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from joulegram_pipeline.errors import JoulegramError
+from joulegram_pipeline.ids import check_run_id, new_run_id
+from joulegram_service.launch import CannotExecuteError, Launch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from joulegram_service.config import Config
+    from joulegram_service.sidecar import Sidecar
+
+__all__ = ["Launch", "run_command"]
+
+SETTLE_S = 6.0
+"""How long the energy of the command's last second is waited for; a tick takes one."""
+
+_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
+_PER_SIGNAL = tuple(
+    f"OTEL_EXPORTER_OTLP_{signal_name}_{what}"
+    for signal_name in ("TRACES", "METRICS", "LOGS")
+    for what in ("ENDPOINT", "PROTOCOL", "INSECURE")
+)
+
+
+def run_command(launch: Launch, config: Config, *, as_json: bool) -> int:
+    """Run a command under a sidecar of its own and print what it spent.
+
+    Returns:
+        The exit status: the command's, or 126 or 127.
+
+    Raises:
+        JoulegramError: the sidecar could not start; the command was not executed.
+    """
+    from joulegram_service.serve import set_up_logging
+
+    set_up_logging(logging.WARNING)
+    try:
+        return asyncio.run(_run(launch, config, as_json=as_json))
+    except CannotExecuteError as error:
+        sys.stderr.write(f"joulegram: {error}\n")
+        return error.status
+
+
+async def _run(launch: Launch, config: Config, *, as_json: bool) -> int:
+    from joulegram_service.sidecar import Sidecar
+
+    run_id = check_run_id(os.environ.get("KFM_RUN_ID") or new_run_id())
+    if config.upstream.endpoint is None:
+        config = _with_upstream(config, os.environ)
+    loop = asyncio.get_running_loop()
+    sidecar = Sidecar(config, default_run=run_id)
+    async with sidecar:
+        await sidecar.begin_run(run_id, launch.pid)
+        start_ns = time.time_ns()
+        launch.start(_environment(os.environ, sidecar.receiver.port, run_id))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, launch.signal, number)
+        status = await asyncio.to_thread(launch.wait)
+        end_ns = time.time_ns()
+        await sidecar.engine.drain(SETTLE_S)
+        if not sidecar.machine.has_spans_of(run_id):
+            await sidecar.receive_span(root_span(launch.command, run_id, start_ns, end_ns, status))
+        settled = await sidecar.end_run(run_id, "error" if status else "ok", SETTLE_S)
+    if not settled:
+        sys.stderr.write(
+            f"joulegram: not all of the run was recorded within {SETTLE_S:g} s; the rest is in "
+            f"{str(sidecar.layout.spool)!r} and is recorded when a sidecar next starts on this data directory\n"
+        )
+    _summarise(sidecar, run_id, as_json=as_json)
+    return status
+
+
+def _environment(environ: Mapping[str, str], port: int, run_id: str) -> dict[str, str]:
+    """What the command gets: its own environment, with its telemetry pointed here."""
+    out = {name: value for name, value in environ.items() if name not in _PER_SIGNAL}
+    out[_ENDPOINT] = f"http://127.0.0.1:{port}"
+    out[_PROTOCOL] = "grpc"
+    out["KFM_RUN_ID"] = run_id
+    return out
+
+
+def _with_upstream(config: Config, environ: Mapping[str, str]) -> Config:
+    """Forward to where the command would have sent, so that nobody misses its telemetry."""
+    endpoint = environ.get(_ENDPOINT, "")
+    if not endpoint:
+        return config
+    scheme, _, rest = endpoint.partition("://")
+    if scheme != "http":
+        sys.stderr.write(
+            f"joulegram: {_ENDPOINT}: got {endpoint!r}; only http:// can be forwarded to in this version, so this run is "
+            "recorded here and not forwarded\n"
+        )
+        return config
+    to = "grpc" if environ.get(_PROTOCOL, "grpc") == "grpc" else "http"
+    upstream = config.upstream.model_copy(update={"endpoint": f"{to}://{rest.rstrip('/')}"})
+    return config.model_copy(update={"upstream": upstream})
+
+
+def root_span(command: list[str], run_id: str, start_ns: int, end_ns: int, status: int) -> bytes:
+    """A trace request with one root span `etl.job` for a command that sent none (S0-37).
+
+    It names the program and not its arguments, which may hold what must not be recorded (S0-63).
+    """
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+    from joulegram import __version__
+
+    request = ExportTraceServiceRequest()
+    resource_spans = request.resource_spans.add()
+    program = os.path.basename(command[0])  # noqa: PTH119 - a word of a command line, not a path to follow
+    _put(resource_spans.resource.attributes, {"service.name": program, "kfm.run_id": run_id, "kfm.component": "etl"})
+    scope_spans = resource_spans.scope_spans.add()
+    scope_spans.scope.name = "joulegram.run"
+    scope_spans.scope.version = __version__
+    span = scope_spans.spans.add()
+    span.trace_id = secrets.token_bytes(16)
+    span.span_id = secrets.token_bytes(8)
+    span.name = "etl.job"
+    span.kind = Span.SPAN_KIND_INTERNAL
+    span.start_time_unix_nano = start_ns
+    span.end_time_unix_nano = end_ns
+    span.status.code = Status.STATUS_CODE_ERROR if status else Status.STATUS_CODE_OK
+    _put(span.attributes, {"job.id": run_id, "job.type": "command", "process.exit.code": status})
+    return bytes(request.SerializeToString())
+
+
+def _put(attributes: Any, values: Mapping[str, str | int]) -> None:
+    for key, value in values.items():
+        item = attributes.add()
+        item.key = key
+        if isinstance(value, int):
+            item.value.int_value = value
+        else:
+            item.value.string_value = value
+
+
+def _summarise(sidecar: Sidecar, run_id: str, *, as_json: bool) -> None:
+    """Print what the ledger says of the run: what is shown is what was recorded."""
+    from joulegram_rollup.summary import read_run, to_json
+
+    written: dict[str, Path] = {"ledger": sidecar.layout.ledger, **sidecar.documents.get(run_id, {})}
+    try:
+        summary = read_run(sidecar.layout.ledger, run_id)
+    except JoulegramError as error:
+        sys.stderr.write(f"joulegram: no summary: {error}\n")
+        return
+    if as_json:
+        out = {**to_json(summary), "written": {name: str(path) for name, path in written.items()}}
+        sys.stdout.write(json.dumps(out, indent=2, ensure_ascii=False) + "\n")
+        return
+    from rich.console import Console
+
+    from joulegram_rollup.render import render
+
+    render(summary, Console(stderr=True), written)

@@ -1,0 +1,91 @@
+"""`joulegram serve` and `joulegram agent`: run until a signal, or until something that cannot be mended fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from joulegram_agent.main import run_agent
+from joulegram_pipeline.errors import JoulegramError
+from joulegram_service.sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from joulegram_service.config import Config
+
+log = logging.getLogger("joulegram")
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """One line an event on stderr; never payload content."""
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+
+
+def stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
+    """An event that SIGINT and SIGTERM set; a second signal has no further effect."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def serve(config: Config) -> None:
+    """Run the sidecar until SIGINT or SIGTERM.
+
+    Raises:
+        JoulegramError: it could not start, or its engine failed.
+    """
+    set_up_logging()
+    asyncio.run(_serve(config))
+
+
+async def _serve(config: Config) -> None:
+    stop = stop_event(asyncio.get_running_loop())
+    sidecar = Sidecar(config)
+    async with sidecar:
+        log.info("OTLP/gRPC on %s, port %d", config.receiver.protocols.grpc.endpoint, sidecar.receiver.port)
+        log.info("/metrics, /healthz, /readyz on port %d; data in %s", sidecar.health.port, config.data_dir)
+        if config.receiver.protocols.http.endpoint is not None:
+            log.warning(
+                "receiver.protocols.http.endpoint is set to %r, but this version does not listen there yet",
+                config.receiver.protocols.http.endpoint,
+            )
+        if config.carbon.region is None and config.carbon.factor is None:
+            log.warning("no region and no factor: energy will be joined, carbon will not; give --region")
+        waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(sidecar.engine.failed.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        log.info("stopping")
+    if sidecar.engine.failure is not None:
+        raise JoulegramError(f"the engine failed: {sidecar.engine.failure}") from sidecar.engine.failure
+
+
+def measure(socket: Path, source: str, sysfs_root: Path) -> None:
+    """Run the agent until SIGINT or SIGTERM.
+
+    Raises:
+        JoulegramError: it could not start.
+    """
+    set_up_logging()
+    asyncio.run(_measure(socket, source, sysfs_root))
+
+
+async def _measure(socket: Path, source: str, sysfs_root: Path) -> None:
+    stop = stop_event(asyncio.get_running_loop())
+    agent = asyncio.create_task(run_agent(socket, source, sysfs_root=sysfs_root))
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait([agent, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not agent.done():
+        agent.cancel()
+    try:
+        await agent
+    except asyncio.CancelledError:
+        log.info("stopped")

@@ -1,0 +1,139 @@
+"""The modelled source, and which source is taken when."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from joulegram_agent.cpu import JIFFY_NS, MachineCpu
+from joulegram_agent.model import ModelReader
+from joulegram_agent.powercap import PowercapReader
+from joulegram_agent.reader import NoEnergyReader
+from joulegram_agent.sources import open_reader
+from joulegram_pipeline.energy import Gap, Method
+from joulegram_pipeline.errors import ConfigError
+from simulators.powercap import PowercapTree
+from simulators.procfs import FakeProc, ManualClock
+
+S = 1_000_000_000
+
+
+def test_idle_and_busy_watts(tmp_path: Path) -> None:
+    """D-12: two idle CPUs for 10 s spend 2 x 0.74 W; 5 s of CPU time adds 5 x (3.5 - 0.74) W."""
+    proc, clock = FakeProc(tmp_path), ManualClock()
+    reader = ModelReader(tmp_path, "no_powercap", clock=clock)
+    first = reader.read()
+    clock.advance(10 * S)
+    proc.spend(5 * S // JIFFY_NS)
+    second = reader.read()
+    assert second.counters_uj["model/cpu"] - first.counters_uj["model/cpu"] == 14_800_000 + 13_800_000
+    assert second.static_uj["model/cpu"] - first.static_uj["model/cpu"] == 14_800_000
+    assert (reader.method, reader.reason, reader.source) == (Method.MODELLED, "no_powercap", "model")
+
+
+def test_watts_can_be_given(tmp_path: Path) -> None:
+    """D-12: whoever knows the machine gives its watts."""
+    FakeProc(tmp_path, cpus=4)
+    clock = ManualClock()
+    reader = ModelReader(tmp_path, watts_idle=10, watts_max=20, clock=clock)
+    reader.read()
+    clock.advance(S)
+    assert reader.read().counters_uj == {"model/cpu": 40_000_000}
+
+
+BAD_WATTS = [(-0.1, 3.5, "watts_idle"), (float("nan"), 3.5, "watts_idle"), (2.0, 1.0, "watts_max"), (1.0, float("inf"), "watts_max")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("idle", "maximum", "key"), BAD_WATTS)
+def test_impossible_watts_are_refused(tmp_path: Path, idle: float, maximum: float, key: str) -> None:
+    """D-08: watts that would give negative or endless energy are an error that names the key."""
+    with pytest.raises(ConfigError, match=key) as caught:
+        ModelReader(tmp_path, watts_idle=idle, watts_max=maximum)
+    assert caught.value.key == key
+
+
+@given(steps=st.lists(st.tuples(st.integers(1, 10**9), st.integers(0, 30)), min_size=1, max_size=40))
+def test_model_carries_what_is_below_a_microjoule(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, int]]
+) -> None:
+    """D-12: however often it is read, the sum is the floor of the exact sum, static and dynamic each."""
+    root = tmp_path_factory.mktemp("proc")
+    proc, clock = FakeProc(root), ManualClock()
+    reader = ModelReader(root, clock=clock)
+    reader.read()
+    for nanos, jiffies in steps:
+        clock.advance(nanos)
+        proc.spend(jiffies)
+        reading = reader.read()
+    static = Fraction("0.74") * 2 * sum(nanos for nanos, _ in steps) / 1_000
+    dynamic = Fraction("2.76") * JIFFY_NS * sum(jiffies for _, jiffies in steps) / 1_000
+    assert reading.static_uj["model/cpu"] == int(static)
+    assert reading.counters_uj["model/cpu"] == int(static) + int(dynamic)
+
+
+BAD_STATS = ["", "cpu\n", "cpu 1 2 3\n", "cpu a b c d e f g\ncpu0 1\n", "intr 5\n", "cpu 1 2 3 4 5 6 7\n"]
+
+
+@pytest.mark.parametrize("text", BAD_STATS)
+def test_unreadable_stat_is_a_gap(tmp_path: Path, text: str) -> None:
+    """D-10: without CPU time there is no modelled energy: a gap, not 0 J."""
+    FakeProc(tmp_path)
+    (tmp_path / "stat").write_text(text)
+    reading = ModelReader(tmp_path).read()
+    assert reading.counters_uj == {}
+    assert reading.gaps == (Gap("model/cpu", f"read_failed: {tmp_path / 'stat'}"),)
+
+
+def test_busy_leaves_out_idle_iowait_and_steal_and_never_falls(tmp_path: Path) -> None:
+    """D-12: a stolen CPU spent nothing here; a count that steps back adds nothing."""
+    proc = FakeProc(tmp_path)
+    machine = MachineCpu(tmp_path)
+    machine.read()
+    proc.steal = 500
+    proc.spend(3, idle_jiffies=90)
+    times = machine.read()
+    assert times is not None
+    assert (times.busy_ns, times.cpus) == (3 * JIFFY_NS, 2)
+    proc.spend(-2)
+    proc.spend(0)
+    assert machine.read() == times
+    proc.spend(4)
+    again = machine.read()
+    assert again is not None
+    assert again.busy_ns == 7 * JIFFY_NS
+
+
+def test_auto_takes_counters_where_they_are(tmp_path: Path) -> None:
+    """S0-20, S1-18: counters come before the model."""
+    PowercapTree(tmp_path)
+    reader = open_reader(sysfs_root=tmp_path)
+    assert isinstance(reader, PowercapReader)
+    assert (reader.source, reader.method, reader.reason) == ("powercap", Method.MEASURED, None)
+
+
+def test_auto_models_and_keeps_the_reason(tmp_path: Path) -> None:
+    """D-12, S1-18: without counters energy is modelled, says so, and says why."""
+    reader = open_reader("auto", sysfs_root=tmp_path)
+    assert isinstance(reader, ModelReader)
+    assert reader.reason is not None
+    assert reader.reason.startswith("no_powercap: ")
+
+
+@pytest.mark.parametrize(("source", "reason"), [("powercap", "no_powercap: "), ("none", "disabled")])
+def test_no_energy_is_no_error(tmp_path: Path, source: str, reason: str) -> None:
+    """D-10: asked for counters that are not there, or for none: no domains and a reason."""
+    reader = open_reader(source, sysfs_root=tmp_path)
+    assert isinstance(reader, NoEnergyReader)
+    assert (reader.source, reader.method) == ("none", Method.UNAVAILABLE)
+    assert reader.reason is not None
+    assert reader.reason.startswith(reason)
+    assert reader.read().counters_uj == {}
+
+
+def test_unknown_source_is_refused() -> None:
+    """S0-20: the error quotes what was got and lists what may be."""
+    with pytest.raises(ConfigError, match="'rapl'.*auto, powercap, model, none"):
+        open_reader("rapl")
