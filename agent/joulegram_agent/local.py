@@ -46,11 +46,13 @@ class LocalAgent:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        self.reader.close()
+        try:
+            if self._task is not None:
+                self._task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._task
+        finally:
+            self.reader.close()
 
     async def ticks(self, after: int) -> TickBatch:
         """The kept ticks whose `seq` is above `after`.
@@ -77,9 +79,7 @@ class LocalAgent:
         """
         trees = self.sampler.trees
         if len(trees.roots.union(pids)) > MAX_NAMED:
-            raise AgentError(
-                f"got {len(pids)} pids beside {len(trees.roots)} named, expected at most {MAX_NAMED}"
-            )
+            raise AgentError(f"got {len(pids)} pids beside {len(trees.roots)} named, expected at most {MAX_NAMED}")
         found = [pid for pid in pids if trees.name(pid)]
         held = self._holders.setdefault(holder, set())
         held.intersection_update(trees.roots)

@@ -27,9 +27,7 @@ def open_agent(
     Raises:
         ConfigError: as `open_reader`.
     """
-    reader = open_reader(
-        source, sysfs_root=sysfs_root, proc_root=proc_root, watts_idle=watts_idle, watts_max=watts_max
-    )
+    reader = open_reader(source, sysfs_root=sysfs_root, proc_root=proc_root, watts_idle=watts_idle, watts_max=watts_max)
     return LocalAgent(reader, Sampler(reader, proc_root=proc_root))
 
 
@@ -57,9 +55,7 @@ async def run_agent(
         BusyError: another agent listens on the socket.
         StorageError: the socket cannot be made.
     """
-    agent = open_agent(
-        source, sysfs_root=sysfs_root, proc_root=proc_root, watts_idle=watts_idle, watts_max=watts_max
-    )
+    agent = open_agent(source, sysfs_root=sysfs_root, proc_root=proc_root, watts_idle=watts_idle, watts_max=watts_max)
     async with agent, AgentServer(agent, socket):
         reader = agent.reader
         log.info("agent on %s: source %s, %s", socket, reader.source, reader.reason or reader.method.value)

@@ -78,9 +78,7 @@ class PowercapReader:
 
     source = "powercap"
 
-    def __init__(
-        self, sysfs_root: Path = Path("/sys"), open_counter: Callable[[Path], Counter] = CounterFile
-    ) -> None:
+    def __init__(self, sysfs_root: Path = Path("/sys"), open_counter: Callable[[Path], Counter] = CounterFile) -> None:
         self.reason: str | None = None
         self._zones: tuple[Zone, ...] = ()
         self._counters: dict[str, Counter] = {}

@@ -74,10 +74,7 @@ def answer(agent: LocalAgent, holder: Hashable, request: Mapping[str, Any]) -> b
 
 def refusal(request_id: int | str | None, code: str, message: str) -> bytes:
     """An answer that refuses, one line with its line feed."""
-    return (
-        _dump({"v": VERSION, "id": request_id, "ok": False, "error": {"code": code, "message": message}})
-        + b"\n"
-    )
+    return _dump({"v": VERSION, "id": request_id, "ok": False, "error": {"code": code, "message": message}}) + b"\n"
 
 
 def _hello(agent: LocalAgent, _holder: Hashable, _request: Mapping[str, Any]) -> bytes:
@@ -125,11 +122,7 @@ def _window(agent: LocalAgent, _holder: Hashable, request: Mapping[str, Any]) ->
 def window_of(agent: LocalAgent, ticks: list[Tick]) -> dict[str, Any]:
     """The sum over whole ticks, and what it covers; a domain with a gap in any of them has no energy here."""
     missing = {gap.domain: gap.reason for tick in reversed(ticks) for gap in tick.gaps}
-    known = [
-        domain.id
-        for domain in agent.sampler.batch(0).domains
-        if domain.id not in missing and "*" not in missing
-    ]
+    known = [domain.id for domain in agent.sampler.batch(0).domains if domain.id not in missing and "*" not in missing]
     return {
         "epoch": agent.sampler.batch(0).epoch,
         "start_ns": str(ticks[0].start_ns),

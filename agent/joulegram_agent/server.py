@@ -111,9 +111,7 @@ class AgentServer:
             self._peers.discard(task)
             writer.close()
 
-    async def _converse(
-        self, holder: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _converse(self, holder: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             try:
                 async with asyncio.timeout(self._idle_s):
@@ -123,9 +121,7 @@ class AgentServer:
                 request = parse_request(line)
             except (ValueError, WireError) as error:
                 # readline says ValueError for a line above its limit.
-                message = (
-                    str(error) if isinstance(error, WireError) else f"a line above {MAX_REQUEST_BYTES} bytes"
-                )
+                message = str(error) if isinstance(error, WireError) else f"a line above {MAX_REQUEST_BYTES} bytes"
                 writer.write(refusal(None, "bad_request", message))
                 return
             writer.write(answer(self._agent, holder, request))
@@ -144,9 +140,7 @@ def _bind(path: Path) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno is None or error.errno == errno.ENAMETOOLONG:
-            raise ConfigError(
-                "socket", str(path), "a path short enough for a Unix socket, 107 bytes"
-            ) from error
+            raise ConfigError("socket", str(path), "a path short enough for a Unix socket, 107 bytes") from error
         if error.errno == errno.EADDRINUSE:
             raise BusyError(f"agent socket {str(path)!r}: another agent took it meanwhile") from error
         raise StorageError(f"agent socket {str(path)!r}: {error.strerror or error}") from error
@@ -175,6 +169,4 @@ def _clear(path: Path) -> None:
             return
         except OSError as error:
             raise BusyError(f"agent socket {str(path)!r}: {error.strerror or error}") from error
-    raise BusyError(
-        f"agent socket {str(path)!r} is in use by another agent; stop it or give this one another path"
-    )
+    raise BusyError(f"agent socket {str(path)!r} is in use by another agent; stop it or give this one another path")

@@ -129,9 +129,7 @@ class Tick:
                 gaps=tuple(Gap(str(gap["domain"]), str(gap["reason"])) for gap in raw.get("gaps", ())),
                 cpu_busy_ns=_count(raw.get("cpu_busy_ns")),
                 cpu_total_ns=_count(raw.get("cpu_total_ns")),
-                process_cpu_ns={
-                    int(pid): value for pid, value in _counts(raw.get("process_cpu_ns", {})).items()
-                },
+                process_cpu_ns={int(pid): value for pid, value in _counts(raw.get("process_cpu_ns", {})).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AgentError(f"got tick {raw!r}: {type(error).__name__}: {error}") from error

@@ -18,9 +18,7 @@ class Metrics:
             return Gauge(f"joulegram_{name}", text, labels, registry=self.registry)
 
         self.accepted_spans = counter("receiver_accepted_spans", "Spans acknowledged: on disk.")
-        self.accepted_requests = counter(
-            "receiver_accepted_requests", "Requests acknowledged, by signal.", "signal"
-        )
+        self.accepted_requests = counter("receiver_accepted_requests", "Requests acknowledged, by signal.", "signal")
         self.refused_requests = counter(
             "receiver_refused_requests", "Requests refused, by signal and reason.", "signal", "reason"
         )
@@ -36,9 +34,7 @@ class Metrics:
             registry=self.registry,
         )
         self.joined_spans = counter("processor_joined_spans", "Spans joined, by energy method.", "method")
-        self.duplicate_spans = counter(
-            "processor_duplicate_spans", "Spans recognised as a retry and not joined again."
-        )
+        self.duplicate_spans = counter("processor_duplicate_spans", "Spans recognised as a retry and not joined again.")
         self.pending_spans = gauge("processor_pending_spans", "Spans waiting for their energy.")
         self.energy_gaps = counter("processor_energy_gaps", "Gaps in the energy of the node, by reason.", "reason")
         self.ledger_lines = counter("sink_ledger_lines", "Lines appended to the ledger.")

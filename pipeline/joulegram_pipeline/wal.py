@@ -199,9 +199,7 @@ class WriteAheadLog:
             self._sync(self._fd)
         except OSError as error:
             self._poison = f"sync of {self._segments[-1].path.name} failed: {error.strerror or error}"
-            raise StorageError(
-                f"log {str(self._directory)!r}: {self._poison}; it takes nothing more"
-            ) from error
+            raise StorageError(f"log {str(self._directory)!r}: {self._poison}; it takes nothing more") from error
         self._durable = self._end
 
     def read(self, lsn: int, max_bytes: int) -> list[LogRecord]:

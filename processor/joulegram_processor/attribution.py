@@ -63,9 +63,9 @@ def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: list[O
                     by_scope.setdefault(pid, []).append((named_from, end, index))
 
     shares = [[0, 0, 0] for _ in spans]
-    for scope, pieces in by_scope.items():
+    for scope, wanted in by_scope.items():
         taken = claimed.setdefault(scope, IntervalSet())
-        left = [(low, high, index) for start, end, index in pieces for low, high in taken.left(start, end)]
+        left = [(low, high, index) for start, end, index in wanted for low, high in taken.left(start, end)]
         if left:
             _sweep(store, scope, left, shares)
             taken.add(union((low, high) for low, high, _ in left))

@@ -70,9 +70,7 @@ class Row:
         return True in self.kinds
 
 
-def split_tick(
-    tick: Tick, domains: dict[str, Domain], method: Method, reason: str | None, *, share_idle: bool
-) -> Row:
+def split_tick(tick: Tick, domains: dict[str, Domain], method: Method, reason: str | None, *, share_idle: bool) -> Row:
     """Split one tick into its pots.
 
     1. Add the domains of a kind up.

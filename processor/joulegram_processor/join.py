@@ -269,7 +269,7 @@ class Joiner:
         """Carbon of a span that crosses table boundaries: (ug, effective mg/kWh, resolution, upper bound).
 
         1. Cut the span where the intensity changes. 2. Weigh each part by what the span's scope spent in it, by its
-        length where that is nothing. 3. Split the span's microjoules by those weights, whole. 4. Σ uJ x mg, one rounding.
+        length where that is nothing. 3. Split the span's microjoules by those weights. 4. Σ uJ x mg, rounded once.
         """
         assert self._carbon.intensity is not None
         parts = self._carbon.intensity.segments(span.start_ns, span.end_ns)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from joulegram_pipeline.energy import TickBatch
 from joulegram_pipeline.errors import AgentError, DocumentError, WireError
@@ -258,8 +258,7 @@ class Machine:
             if trace is None:
                 trace = traces[key[:16]] = _Trace(received_ns)
             trace.spans.append(span)
-            if span.end_ns > trace.end_ns:
-                trace.end_ns = span.end_ns
+            trace.end_ns = max(trace.end_ns, span.end_ns)
             if not span.parent_key:
                 trace.rooted = True
             if links:
@@ -314,9 +313,7 @@ class Machine:
         if control.get("type") == "run.start":
             self._run_pids[run_id] = int(control["pid"])
         elif control.get("type") == "run.end":
-            wanted = [
-                key for key, trace in self._traces.items() if any(span.run_id == run_id for span in trace.spans)
-            ]
+            wanted = [key for key, trace in self._traces.items() if any(span.run_id == run_id for span in trace.spans)]
             yield from self._settle(wanted)
             self._run_pids.pop(run_id, None)
             run = self._runs.get(run_id)
@@ -428,8 +425,7 @@ class Machine:
         self._changed_runs.add(span.run_id)
         if not run.spans or span.start_ns < run.started_ns:
             run.started_ns = span.start_ns
-        if span.end_ns > run.ended_ns:
-            run.ended_ns = span.end_ns
+        run.ended_ns = max(run.ended_ns, span.end_ns)
         run.spans += 1
         kinds = joined.kinds
         own = span.own
@@ -499,9 +495,7 @@ class Machine:
                 del self._runs[run_id]
                 continue
             account = account_of(self.store, self.claimed, run, run.started_ns, run.ended_ns)
-            yield Outputs(
-                runs=[publish(run, why, self._next(), self._log_ns, self._identity, account, self._carbon)]
-            )
+            yield Outputs(runs=[publish(run, why, self._next(), self._log_ns, self._identity, account, self._carbon)])
         if self._log_ns - self._swept_ns >= settings.run_quiet_ns or len(self._runs) > MAX_RUNS:
             self._swept_ns = self._log_ns
             finished = [run for run in self._runs.values() if run.run_id not in self._changed_runs]
@@ -532,9 +526,7 @@ class Machine:
                 {
                     "lsn": held.lsn,
                     "done": {
-                        str(index): None
-                        if value is None
-                        else [base64.b64encode(value[0]).decode(), value[1], value[2]]
+                        str(index): None if value is None else [base64.b64encode(value[0]).decode(), value[1], value[2]]
                         for index, value in held.done.items()
                     },
                 }

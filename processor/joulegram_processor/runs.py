@@ -223,10 +223,7 @@ def account_of(
     for scope, times in claimed.items():
         if scope not in left:
             continue
-        part = sum(
-            sum(store.energy(low, high, scope))
-            for low, high in _within(times, start_ns, end_ns)
-        )
+        part = sum(sum(store.energy(low, high, scope)) for low, high in _within(times, start_ns, end_ns))
         left[scope] -= part
         given += part
     own = run.cpu_uj + run.dram_uj + run.gpu_uj
@@ -244,6 +241,4 @@ def account_of(
 
 
 def _within(times: IntervalSet, start_ns: int, end_ns: int) -> list[tuple[int, int]]:
-    return [
-        (max(low, start_ns), min(high, end_ns)) for low, high in times.items if low < end_ns and high > start_ns
-    ]
+    return [(max(low, start_ns), min(high, end_ns)) for low, high in times.items if low < end_ns and high > start_ns]

@@ -142,9 +142,7 @@ class SpanReader:
                     name = span.name
                     attributes = _NONE
                     if attributed:
-                        attributes = {
-                            item.key: item.value for item in span.attributes if item.key in self._wanted
-                        }
+                        attributes = {item.key: item.value for item in span.attributes if item.key in self._wanted}
                     if not (
                         name in exact
                         or name.startswith(prefixes)

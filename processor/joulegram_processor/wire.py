@@ -150,9 +150,7 @@ def splice(buffer: bytes, edit: Callable[[int, SpanAt], bytes | None]) -> bytes:
     return out
 
 
-def _rewrap(
-    buffer: bytes, start: int, end: int, wanted: int, inner: Callable[[int, int], list[bytes]]
-) -> list[bytes]:
+def _rewrap(buffer: bytes, start: int, end: int, wanted: int, inner: Callable[[int, int], list[bytes]]) -> list[bytes]:
     pieces: list[bytes] = []
     at = kept = start
     while at < end:
@@ -224,5 +222,3 @@ def _attribute(key: str, any_value: bytes) -> bytes:
     name = key.encode()
     pair = b"\x0a" + varint(len(name)) + name + b"\x12" + varint(len(any_value)) + any_value
     return b"\x4a" + varint(len(pair)) + pair
-
-

@@ -54,19 +54,17 @@ GrpcFlag = Annotated[
 ]
 HttpFlag = Annotated[
     str | None,
-    typer.Option("--http-endpoint", help="OTLP/HTTP listener; accepted, comes in a later version.", show_default="none"),
+    typer.Option(
+        "--http-endpoint", help="OTLP/HTTP listener; accepted, comes in a later version.", show_default="none"
+    ),
 ]
 MetricsFlag = Annotated[
     str | None,
-    typer.Option(
-        "--metrics-endpoint", help="/metrics, /healthz and /readyz.", show_default="127.0.0.1:9464"
-    ),
+    typer.Option("--metrics-endpoint", help="/metrics, /healthz and /readyz.", show_default="127.0.0.1:9464"),
 ]
 SocketFlag = Annotated[
     Path | None,
-    typer.Option(
-        "--agent-socket", help="Socket of a running `joulegram agent`.", show_default="an agent of its own"
-    ),
+    typer.Option("--agent-socket", help="Socket of a running `joulegram agent`.", show_default="an agent of its own"),
 ]
 FactorFlag = Annotated[
     str | None,
@@ -100,8 +98,8 @@ Exit codes: that of COMMAND, 128+n if signal n ended it; 125 joulegram failed, 1
 
 SERVE_HELP = """Run the sidecar until it is told to stop.
 
-Takes OTLP/gRPC, joins energy and carbon to ETL spans, records them, and forwards everything. Runs without a file. A flag
-beats the environment, which beats the file.
+Takes OTLP/gRPC, joins energy and carbon to ETL spans, records them, and forwards everything. Runs without a file.
+A flag beats the environment, which beats the file.
 
 Example:
 
@@ -224,9 +222,9 @@ def serve(
 
 @app.command(help=AGENT_HELP)
 def agent(
-    socket: Annotated[
-        Path, typer.Option("--socket", help="Path of the socket; its mode is 0660.")
-    ] = Path("/run/joulegram/agent.sock"),
+    socket: Annotated[Path, typer.Option("--socket", help="Path of the socket; its mode is 0660.")] = Path(
+        "/run/joulegram/agent.sock"
+    ),
     source: SourceFlag = None,
     sysfs_root: SysfsFlag = None,
 ) -> None:
@@ -258,9 +256,7 @@ def ledger_verify(
     expect_head: Annotated[
         str | None, typer.Option("--expect-head", help="Head hash you kept, as sha256:<hex>.")
     ] = None,
-    expect_lines: Annotated[
-        int | None, typer.Option("--expect-lines", help="Number of lines you kept.", min=1)
-    ] = None,
+    expect_lines: Annotated[int | None, typer.Option("--expect-lines", help="Number of lines you kept.", min=1)] = None,
 ) -> None:
     """See VERIFY_HELP."""
     from joulegram_sink.ledger_verify import verify

@@ -203,7 +203,7 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
 """Variables and the keys they override. Others are ignored: Kubernetes sets JOULEGRAM_PORT and the like by itself."""
 
 
-class ConfigErrors(ConfigError):
+class ConfigFaultsError(ConfigError):
     """All faults of a configuration at once.
 
     Args:
@@ -228,7 +228,7 @@ def load_config(
         environment: for tests; the process's own by default.
 
     Raises:
-        ConfigErrors: quoting every key that is wrong.
+        ConfigFaultsError: quoting every key that is wrong.
     """
     environ = os.environ if environment is None else environment
     origin: dict[tuple[str, ...], str] = {}
@@ -243,7 +243,7 @@ def load_config(
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigErrors([_fault(item, origin) for item in error.errors()]) from None
+        raise ConfigFaultsError([_fault(item, origin) for item in error.errors()]) from None
 
 
 def _read(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:

@@ -111,9 +111,7 @@ class Engine:
 
         def wait() -> bool:
             with self._done:
-                return self._done.wait_for(
-                    lambda: self._position >= target or self.failure is not None, budget_s
-                )
+                return self._done.wait_for(lambda: self._position >= target or self.failure is not None, budget_s)
 
         return await asyncio.to_thread(wait) and self.failure is None
 
@@ -139,7 +137,7 @@ class Engine:
     def _run(self) -> None:
         try:
             self._work()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the sidecar must not seem alive after it
+        except BaseException as error:
             log.critical("the engine stopped: %s: %s", type(error).__name__, error, exc_info=error)
             self.failure = error
             with self._done:
@@ -167,10 +165,7 @@ class Engine:
             with self._done:
                 self._position = machine.position
                 self._done.notify_all()
-            if (
-                machine.position - snapshot_lsn >= SNAPSHOT_BYTES
-                or time.monotonic() - snapshot_at >= SNAPSHOT_S
-            ):
+            if machine.position - snapshot_lsn >= SNAPSHOT_BYTES or time.monotonic() - snapshot_at >= SNAPSHOT_S:
                 self._snapshot()
                 snapshot_at, snapshot_lsn = time.monotonic(), machine.position
         if machine.position > snapshot_lsn:
@@ -185,16 +180,12 @@ class Engine:
         if outputs.ledger and not self._retry(lambda: sinks.ledger.append(outputs.ledger), "ledger"):
             return False
         outbox = sinks.outbox
-        if (
-            outbox is not None
-            and outputs.forward
-            and not self._retry(lambda: outbox.append(outputs.forward), "outbox")
-        ):
+        if outbox is not None and outputs.forward and not self._retry(lambda: outbox.append(outputs.forward), "outbox"):
             return False
         return all(self._publish(run) for run in outputs.runs)
 
     def _publish(self, run: RunRecord) -> bool:
-        """Documents first, then the run's line: a run in the ledger has its documents; a replay writes the same bytes."""
+        """Documents first, then the run's line: a run in the ledger has its documents; a replay writes the same."""
         last = self._sinks.ledger.last_pos
         if last is not None and run.pos <= last:
             return True
@@ -220,7 +211,7 @@ class Engine:
                 work()
             except RetryableError as error:
                 if self.trouble is None:
-                    log.error("%s refuses, trying again every %g s: %s", sink, RETRY_S, error)
+                    log.error("%s refuses, trying again every %g s: %s", sink, RETRY_S, error)  # noqa: TRY400 - expected
                 self.trouble = f"{sink}: {error}"
                 if self._stop.wait(RETRY_S):
                     return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
@@ -13,10 +14,26 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from joulegram_pipeline.errors import BusyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from joulegram_pipeline.metrics import Metrics
+
+
+class _Server(uvicorn.Server):
+    """Says when it is up, and leaves SIGINT and SIGTERM to the sidecar."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
 
 
 class HealthServer:
@@ -47,7 +64,7 @@ class HealthServer:
         self._alive = alive
         self._ready = ready
         self._task: asyncio.Task[None] | None = None
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
         self._socket: socket.socket | None = None
         self.port = 0
 
@@ -67,9 +84,10 @@ class HealthServer:
             ) from error
         self._socket = listener
         self.port = listener.getsockname()[1]
-        self._server = uvicorn.Server(
+        self._server = _Server(
             uvicorn.Config(
                 self._app,
+                interface="asgi3",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -81,10 +99,8 @@ class HealthServer:
                 limit_concurrency=64,
             )
         )
-        # serve() would take SIGINT and SIGTERM for itself; they are the sidecar's.
-        self._task = asyncio.create_task(self._server._serve([listener]))  # noqa: SLF001
-        while not self._server.started and not self._task.done():
-            await asyncio.sleep(0.005)
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="health")
+        await self._server.up.wait()
         return self
 
     async def __aexit__(

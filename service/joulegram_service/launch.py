@@ -100,7 +100,7 @@ def _become(command: list[str], go: int, told: int) -> None:
             raw = pipe.read()
         if not raw:
             os._exit(0)
-        os.set_inheritable(told, False)  # noqa: FBT003 - the C-like signature of the standard library
+        os.set_inheritable(told, False)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execvpe(command[0], command, json.loads(raw))  # noqa: S606 - running the user's command is the point

@@ -102,8 +102,8 @@ def _with_upstream(config: Config, environ: Mapping[str, str]) -> Config:
     scheme, _, rest = endpoint.partition("://")
     if scheme != "http":
         sys.stderr.write(
-            f"joulegram: {_ENDPOINT}: got {endpoint!r}; only http:// can be forwarded to in this version, so this run is "
-            "recorded here and not forwarded\n"
+            f"joulegram: {_ENDPOINT}: got {endpoint!r}; only http:// can be forwarded to in this version, so this "
+            "run is recorded here and not forwarded\n"
         )
         return config
     to = "grpc" if environ.get(_PROTOCOL, "grpc") == "grpc" else "http"

@@ -22,6 +22,7 @@ log = logging.getLogger("joulegram")
 
 def set_up_logging(level: int = logging.INFO) -> None:
     """One line an event on stderr; never payload content."""
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )

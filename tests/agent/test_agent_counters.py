@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from joulegram_agent.counters import Accumulator, reason_code
 from joulegram_pipeline.energy import Domain, DomainKind, Gap
 

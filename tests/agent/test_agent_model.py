@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from joulegram_agent.cpu import JIFFY_NS, MachineCpu
 from joulegram_agent.model import ModelReader
 from joulegram_agent.powercap import PowercapReader
@@ -17,6 +18,9 @@ from joulegram_pipeline.energy import Gap, Method
 from joulegram_pipeline.errors import ConfigError
 from simulators.powercap import PowercapTree
 from simulators.procfs import FakeProc, ManualClock
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 S = 1_000_000_000
 
@@ -44,7 +48,12 @@ def test_watts_can_be_given(tmp_path: Path) -> None:
     assert reader.read().counters_uj == {"model/cpu": 40_000_000}
 
 
-BAD_WATTS = [(-0.1, 3.5, "watts_idle"), (float("nan"), 3.5, "watts_idle"), (2.0, 1.0, "watts_max"), (1.0, float("inf"), "watts_max")]  # fmt: skip
+BAD_WATTS = [
+    (-0.1, 3.5, "watts_idle"),
+    (float("nan"), 3.5, "watts_idle"),
+    (2.0, 1.0, "watts_max"),
+    (1.0, float("inf"), "watts_max"),
+]
 
 
 @pytest.mark.parametrize(("idle", "maximum", "key"), BAD_WATTS)
@@ -135,5 +144,5 @@ def test_no_energy_is_no_error(tmp_path: Path, source: str, reason: str) -> None
 
 def test_unknown_source_is_refused() -> None:
     """S0-20: the error quotes what was got and lists what may be."""
-    with pytest.raises(ConfigError, match="'rapl'.*auto, powercap, model, none"):
+    with pytest.raises(ConfigError, match=r"'rapl'.*auto, powercap, model, none"):
         open_reader("rapl")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
 from joulegram_agent.powercap import (
     PowercapReader,
     read_cpu_energy_joules,
@@ -13,6 +14,9 @@ from joulegram_agent.powercap import (
 )
 from joulegram_pipeline.energy import DomainKind, Gap, Method
 from simulators.powercap import AMD_RANGE_UJ, DRAM_RANGE_UJ, INTEL_RANGE_UJ, PowercapTree
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 J = 1_000_000
 

@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
 from joulegram_agent.cpu import JIFFY_NS
 from joulegram_agent.processes import ProcessTrees
 from simulators.procfs import FakeProc
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(params=[False, True], ids=["parent scan", "children lists"])
@@ -170,7 +174,11 @@ def test_missing_process_cannot_be_named(proc: FakeProc) -> None:
 def test_real_subprocess_is_counted_with_its_child() -> None:
     """Design section 4, on the real /proc: a child burns 0.2 s of CPU in a grandchild and waits for it."""
     burn = "import time\nwhile time.process_time() < 0.2: pass"
-    script = f"import subprocess, sys\nsys.stdin.readline()\nsubprocess.run([sys.executable, '-Sc', {burn!r}])\nprint('done', flush=True)\nsys.stdin.readline()"  # fmt: skip
+    script = (
+        "import subprocess, sys\nsys.stdin.readline()\n"
+        f"subprocess.run([sys.executable, '-Sc', {burn!r}])\n"
+        "print('done', flush=True)\nsys.stdin.readline()"
+    )
     with subprocess.Popen(
         [sys.executable, "-Sc", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from joulegram_agent.cpu import JIFFY_NS
 from joulegram_agent.model import ModelReader
 from joulegram_agent.powercap import PowercapReader
@@ -18,6 +18,9 @@ from joulegram_agent.sampler import Sampler
 from joulegram_pipeline.energy import Gap, Tick
 from simulators.powercap import AMD_RANGE_UJ, INTEL_RANGE_UJ, PowercapTree
 from simulators.procfs import BOOT_ID, FakeProc, ManualClock
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 J = 1_000_000
 MS = 1_000_000

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from simulators.trace_sink import TraceSink, attributes
+
+from simulators.decoded import attributes, resource_metrics, resource_spans, spans
+from simulators.otlp_server import OtlpServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,18 +43,18 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TraceSink, Path]]:
+def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[OtlpServer, Path]]:
     """What one run sent, and the folder it ran in."""
     cwd = tmp_path_factory.mktemp("job")
-    with TraceSink() as sink:
-        done = run(cwd, endpoint=sink.endpoint)
+    with OtlpServer() as sink:
+        done = run(cwd, endpoint=f"http://127.0.0.1:{sink.port}")
         assert done.returncode == 0, done.stderr
         yield sink, cwd
 
 
-def by_name(sink: TraceSink) -> dict[str, Any]:
-    names = {span.name: span for span in sink.spans}
-    assert len(names) == len(sink.spans), "every span of the job has a name of its own"
+def by_name(sink: OtlpServer) -> dict[str, Any]:
+    names = {span.name: span for span in spans(sink)}
+    assert len(names) == len(spans(sink)), "every span of the job has a name of its own"
     return names
 
 
@@ -74,36 +76,36 @@ def test_the_job_imports_nothing_of_joulegram() -> None:
     assert tops - sys.stdlib_module_names == {"opentelemetry"}
 
 
-def test_spans_are_one_tree_with_the_names_of_the_contract(sent: tuple[TraceSink, Path]) -> None:
+def test_spans_are_one_tree_with_the_names_of_the_contract(sent: tuple[OtlpServer, Path]) -> None:
     """`etl.job` over three `etl.node.<name>`, the steps of one node beneath it (S0-37, S1-21, D-24)."""
-    spans = by_name(sent[0])
-    job, aggregate = spans["etl.job"], spans["etl.node.aggregate"]
+    named = by_name(sent[0])
+    job, aggregate = named["etl.job"], named["etl.node.aggregate"]
 
-    assert set(spans) == {"etl.job", *NODES, *STEPS}
-    assert len({span.trace_id for span in spans.values()}) == 1
+    assert set(named) == {"etl.job", *NODES, *STEPS}
+    assert len({span.trace_id for span in named.values()}) == 1
     assert job.parent_span_id == b""
-    assert {spans[name].parent_span_id for name in NODES} == {job.span_id}
-    assert {spans[name].parent_span_id for name in STEPS} == {aggregate.span_id}
+    assert {named[name].parent_span_id for name in NODES} == {job.span_id}
+    assert {named[name].parent_span_id for name in STEPS} == {aggregate.span_id}
 
 
-def test_children_lie_in_their_parents_and_the_steps_overlap(sent: tuple[TraceSink, Path]) -> None:
+def test_children_lie_in_their_parents_and_the_steps_overlap(sent: tuple[OtlpServer, Path]) -> None:
     """The root is open from the first moment to the last (D-24), and two spans of one node run at once."""
-    spans = by_name(sent[0])
-    parents = {span.span_id: span for span in spans.values()}
+    named = by_name(sent[0])
+    parents = {span.span_id: span for span in named.values()}
 
-    for span in spans.values():
+    for span in named.values():
         parent = parents.get(span.parent_span_id, span)
         assert parent.start_time_unix_nano <= span.start_time_unix_nano
         assert span.end_time_unix_nano <= parent.end_time_unix_nano
-    first, second = (spans[name] for name in STEPS)
+    first, second = (named[name] for name in STEPS)
     assert first.start_time_unix_nano < second.end_time_unix_nano
     assert second.start_time_unix_nano < first.end_time_unix_nano
 
 
-def test_the_resource_and_the_root_say_which_run(sent: tuple[TraceSink, Path]) -> None:
+def test_the_resource_and_the_root_say_which_run(sent: tuple[OtlpServer, Path]) -> None:
     """service.name, kfm.run_id and kfm.component on the resource (S1-14); job.id and job.type on the root."""
     sink, cwd = sent
-    resource = attributes(sink.traces[0].resource_spans[0].resource)
+    resource = attributes(resource_spans(sink)[0].resource)
     root = attributes(by_name(sink)["etl.job"])
 
     assert resource["service.name"] == "kfm.etl.nightly"
@@ -113,8 +115,8 @@ def test_the_resource_and_the_root_say_which_run(sent: tuple[TraceSink, Path]) -
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_a_node_carries_what_the_span_contract_requires(sent: tuple[TraceSink, Path], name: str) -> None:
-    """kfm.run_id, node, component, domain and pipeline_kind (S1-22), and its records; no host name (S0-64)."""
+def test_a_node_carries_what_the_span_contract_requires(sent: tuple[OtlpServer, Path], name: str) -> None:
+    """kfm.run_id, node, component, domain and pipeline_kind (S1-22), records, and no host name (S0-64)."""
     found = attributes(by_name(sent[0])[name])
 
     assert found.pop("records_out") > 0
@@ -127,22 +129,20 @@ def test_a_node_carries_what_the_span_contract_requires(sent: tuple[TraceSink, P
     }
 
 
-def test_metrics_are_sent_beside_the_spans(sent: tuple[TraceSink, Path]) -> None:
+def test_metrics_are_sent_beside_the_spans(sent: tuple[OtlpServer, Path]) -> None:
     """One run has a trace and a metrics provider on the same resource (S1-13, S1-15)."""
     sink, _ = sent
-    (resource,) = sink.metrics[-1].resource_metrics
+    (resource,) = resource_metrics(sink)
     (metric,) = [metric for scope in resource.scope_metrics for metric in scope.metrics]
     nodes = {attributes(point)["kfm.node"]: point.as_int for point in metric.sum.data_points}
 
     assert attributes(resource.resource)["kfm.run_id"] == RUN_ID
     assert metric.name == "etl.records"
-    assert nodes == {
-        name.removeprefix("etl.node."): attributes(by_name(sink)[name])["records_out"] for name in NODES
-    }
+    assert nodes == {name.removeprefix("etl.node."): attributes(by_name(sink)[name])["records_out"] for name in NODES}
 
 
-def test_the_asset_holds_estimates_of_every_zone_and_year(sent: tuple[TraceSink, Path]) -> None:
-    """Each zone has its figure and its rank, each year its median, and no estimate is outside its interval."""
+def test_the_asset_holds_estimates_of_every_zone_and_year(sent: tuple[OtlpServer, Path]) -> None:
+    """Each zone has its figure and its rank, each year its median; each estimate lies in its interval."""
     with (sent[1] / "nightly-out" / "grid-intensity.csv").open(newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     keys = {(row["table"], row["group"], row["key"], row["measure"]) for row in rows}
@@ -196,9 +196,7 @@ def test_without_an_endpoint_the_job_runs_and_says_that_nothing_is_sent(tmp_path
 
     assert done.returncode == 0, done.stderr
     assert "OTEL_EXPORTER_OTLP_ENDPOINT is not set: no telemetry is sent" in done.stdout
-    assert re.search(
-        r"^run etl-\d{8}T\d{6}Z: published /.*/grid-intensity\.item\.json$", done.stdout, re.MULTILINE
-    )
+    assert re.search(r"^run etl-\d{8}T\d{6}Z: published /.*/grid-intensity\.item\.json$", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("accepts", [False, True], ids=["nobody listens", "nobody answers"])
@@ -219,14 +217,14 @@ def test_a_dead_endpoint_does_not_hold_the_job(tmp_path: Path, *, accepts: bool)
 
 def test_an_error_is_recorded_and_raised(tmp_path: Path) -> None:
     """A job that fails says so in the spans it fails in, sends them, and exits 1 with its message (D-23)."""
-    with TraceSink() as sink:
-        done = run(tmp_path, "--data", str(tmp_path / "nowhere"), endpoint=sink.endpoint)
-        spans = by_name(sink)
+    with OtlpServer() as sink:
+        done = run(tmp_path, "--data", str(tmp_path / "nowhere"), endpoint=f"http://127.0.0.1:{sink.port}")
+        named = by_name(sink)
 
     assert done.returncode == 1
     assert f"no epa-egrid-subregion/*/table.csv in {tmp_path}/nowhere" in done.stderr
-    assert set(spans) == {"etl.job", "etl.node.extract"}
-    for span in spans.values():
+    assert set(named) == {"etl.job", "etl.node.extract"}
+    for span in named.values():
         assert span.status.code == span.status.STATUS_CODE_ERROR
         assert attributes(span.events[0])["exception.type"] == "FileNotFoundError"
-    assert "kfm.stac_item" not in attributes(spans["etl.job"])
+    assert "kfm.stac_item" not in attributes(named["etl.job"])

@@ -132,7 +132,6 @@ def test_a_tail_with_a_hole_in_preallocated_zeros_is_healed(tmp_path: Path) -> N
     lsns = fill(tmp_path, [b"kept", b"x" * 1000])
     (path,) = tmp_path.glob("*.wal")
     data = bytearray(path.read_bytes()) + bytes(5000)
-    data[SEGMENT_HEADER + lsns[1] + 300 :][:100] = b""
     data[SEGMENT_HEADER + lsns[1] + 300 : SEGMENT_HEADER + lsns[1] + 400] = bytes(100)
     path.write_bytes(data)
     log = opened(tmp_path)
@@ -191,10 +190,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
                 found.read_bytes() for found in directory.glob("quarantine/*.torn")
             ]
         else:
-            assert got in (
-                [b"before", b"after"],
-                payloads if 9 <= offset - SEGMENT_HEADER - lsns[1] < 16 else [],
-            )
+            assert got == [b"before", b"after"]
         log.close()
 
 
@@ -353,4 +349,4 @@ def test_kill_9_loses_nothing_that_was_synced(tmp_path: Path, acks: int) -> None
     log.close()
     assert got == list(range(len(got)))
     # Written and not acknowledged is at most the batch under way.
-    assert acknowledged <= len(got) <= acknowledged + 6
+    assert acknowledged <= len(got) <= acknowledged + 3

@@ -65,13 +65,7 @@ GOOD: dict[str, tuple[str, Json]] = {
     "unavailable span": ("otel-energy-span-v1", UNAVAILABLE),
     "node span": (
         "otel-energy-span-v1",
-        {
-            **JOINED,
-            "kfm.node": "a",
-            "kfm.component": "etl",
-            "kfm.domain": "atmo",
-            "kfm.pipeline_kind": "nightly",
-        },
+        {**JOINED, **{f"kfm.{key}": "x" for key in ("node", "component", "domain", "pipeline_kind")}},
     ),
 }
 
@@ -87,9 +81,7 @@ BAD: dict[str, tuple[str, Json, str]] = {
     ),
     "energy missing without a reason": (
         "telemetry-rollup-v1",
-        rollup(
-            energy_joules=None, energy_kwh=None, co2_kg=None, energy_method="unavailable", carbon_reason="x"
-        ),
+        less(rollup_document(unmeasured()), "energy_reason"),
         "$",
     ),
     "factor missing without a reason (S0-57)": (
@@ -111,10 +103,10 @@ BAD: dict[str, tuple[str, Json, str]] = {
     "time in words": ("telemetry-rollup-v1", rollup(started_at="todayZ"), "$.started_at"),
     "run id with a slash (D-41)": ("telemetry-rollup-v1", rollup(run_id="a/../../etc"), "$.run_id"),
     "run id with dots (D-41)": ("telemetry-rollup-v1", rollup(run_id="etl-..-20260102"), "$.run_id"),
-    "line of no kind": ("ledger-line-v1", line(kind="note"), "$"),
+    "line of no kind": ("ledger-line-v1", line(kind="note"), "$.kind"),
     "line without pos": ("ledger-line-v1", less(line(), "pos"), "$"),
     "trace id of zeros": ("ledger-line-v1", line(trace_id="0" * 32), "$.trace_id"),
-    "float in a line": ("ledger-line-v1", line(energy={"method": "measured", "total_uj": 1.5}), "$"),
+    "float in a line": ("ledger-line-v1", line(energy={"method": "measured", "total_uj": 1.5}), "$.energy.total_uj"),
     "unsafe integer in a line": ("ledger-line-v1", line(origin=2**53), "$.origin"),
     "null attribute (D-22)": ("otel-energy-span-v1", {**JOINED, "energy.gpu_j": None}, "$['energy.gpu_j']"),
     "energy negative": ("otel-energy-span-v1", {**JOINED, "energy.cpu_j": -0.1}, "$['energy.cpu_j']"),
@@ -148,7 +140,7 @@ def test_each_schema_is_a_draft_2020_12_schema(name: str) -> None:
 
 @pytest.mark.parametrize("case", GOOD)
 def test_what_we_write_is_valid(case: str) -> None:
-    """S0-61, B1, B2: documents made by the writers, and the attributes of design section 6, pass their schema."""
+    """S0-61, B1, B2: what the writers make, and the attributes of design section 6, pass their schema."""
     name, instance = GOOD[case]
     validate(name, instance)
     validate(name, json.loads(json.dumps(instance)))

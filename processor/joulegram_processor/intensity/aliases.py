@@ -72,9 +72,7 @@ def alias_csv(source_rows: Iterable[SourceRow], subregions: set[str]) -> bytes:
         line = f"{alias},{scheme},{f'{scheme}:{code}' if code else ''},{' '.join(choices)}"
         if lines.setdefault((alias, scheme), line) != line:
             raise TableError(f"got alias {alias} twice in {scheme}: {lines[alias, scheme]!r} and {line!r}")
-    return "".join(
-        f"{line}\n" for line in (",".join(COLUMNS), *(lines[key] for key in sorted(lines)))
-    ).encode()
+    return "".join(f"{line}\n" for line in (",".join(COLUMNS), *(lines[key] for key in sorted(lines)))).encode()
 
 
 @cache
@@ -118,9 +116,7 @@ def read_aliases(directory: Path) -> AliasFile:
         choices = tuple(listed.split())
         keys = (target, *choices) if target else choices
         if bool(target) == bool(choices) or not all(REGION_KEY.fullmatch(key) for key in keys):
-            raise TableError(
-                f"{path}:{number}: got {line!r}, expected one target, or choices, as region keys"
-            )
+            raise TableError(f"{path}:{number}: got {line!r}, expected one target, or choices, as region keys")
         if scheme in entries.setdefault(alias, {}):
             raise TableError(f"{path}:{number}: got {alias!r} in {scheme!r} again, expected it once")
         entries[alias][scheme] = Alias(target or None, choices)

@@ -98,9 +98,7 @@ def carbon_across(energy_uj: int, segments: Iterable[Segment], overheads: Overhe
     """
     weighted, weight = _weigh(segments)
     factor = overheads.factor
-    return div_half_even(
-        energy_uj * weighted * factor.numerator, UJ_MG_PER_UG_KWH * weight * factor.denominator
-    )
+    return div_half_even(energy_uj * weighted * factor.numerator, UJ_MG_PER_UG_KWH * weight * factor.denominator)
 
 
 def effective_mg_per_kwh(pieces: Iterable[tuple[int, int]]) -> int | None:

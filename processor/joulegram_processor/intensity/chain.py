@@ -98,9 +98,7 @@ class IntensityChain:
 
     def __init__(self, table: IntensityTable, region_key: str, tiers: Sequence[str] = DEFAULT_TIERS) -> None:
         if not tiers or len(set(tiers)) != len(tiers) or not set(tiers) <= set(DEFAULT_TIERS):
-            raise ConfigError(
-                "intensity.tiers", list(tiers), f"some of {', '.join(DEFAULT_TIERS)}, each once"
-            )
+            raise ConfigError("intensity.tiers", list(tiers), f"some of {', '.join(DEFAULT_TIERS)}, each once")
         if region_key not in table.regions:
             raise RegionError(f"got region {region_key!r}, expected one of table {table.ref.name}")
         self.ref = table.ref

@@ -91,7 +91,10 @@ RECIPES: tuple[Recipe, ...] = (
             _EGRID_SUMMARY,
         ),
         excluded=(
-            ("years 2018 to 2021", "CO2e of another GWP set than AR5, or of one not settled (2021); one table holds one set"),
+            (
+                "years 2018 to 2021",
+                "CO2e of another GWP set than AR5, or of one not settled (2021); one table holds one set",
+            ),
             _UNOFFICIAL,
             _NONBASELOAD,
         ),
@@ -149,9 +152,7 @@ RECIPES: tuple[Recipe, ...] = (
             "conversion": "1",
             "retrieved_at": "2025-08-03",
         },
-        excluded=(
-            ("iso3:CAF 2022", "published as 0, which no life-cycle figure can be: missing, not clean"),
-        ),
+        excluded=(("iso3:CAF 2022", "published as 0, which no life-cycle figure can be: missing, not clean"),),
     ),
 )
 
@@ -202,21 +203,15 @@ def check_plausible(tables: Mapping[str, Sequence[Row]]) -> None:
         regions = {key: mg for key, mg in figures.items() if key != "egrid:US"}
         mean = figures["egrid:US"]
         if not min(regions.values()) < mean < max(regions.values()):
-            raise TableError(
-                f"eGRID {year}: got a US mean of {mean} mg/kWh, expected it inside its subregions"
-            )
+            raise TableError(f"eGRID {year}: got a US mean of {mean} mg/kWh, expected it inside its subregions")
         if len(set(figures.values())) != len(figures):
             raise TableError(f"eGRID {year}: got the same figure for two regions, expected all to differ")
     for key, mg in co2e[2023].items():
         if not co2[2023][key] <= mg <= co2[2023][key] * 102 // 100:
-            raise TableError(
-                f"{key} 2023: got CO2e {mg} and CO2 {co2[2023][key]} mg/kWh, expected within 2 %"
-            )
+            raise TableError(f"{key} 2023: got CO2e {mg} and CO2 {co2[2023][key]} mg/kWh, expected within 2 %")
         before = co2e[2022][key]
         if before == mg or not before <= 2 * mg <= 4 * before:
-            raise TableError(
-                f"{key}: got {before} then {mg} mg/kWh, expected a change, and less than twofold"
-            )
+            raise TableError(f"{key}: got {before} then {mg} mg/kWh, expected a change, and less than twofold")
     for ours, theirs in (("ba:ERCO", "egrid:ERCT"), ("ba:ISNE", "egrid:NEWE")):
         if abs(authority[ours] - co2[2023][theirs]) * 100 > authority[ours]:
             raise TableError(f"{ours}: got {authority[ours]} mg/kWh, expected within 1 % of {theirs}")
@@ -247,9 +242,7 @@ def _is_published(raw: SourceRow) -> bool:
 def _g_per_kwh(raw: SourceRow) -> Decimal:
     try:
         given = Decimal(raw["gco2e_per_kwh"])
-        published = (
-            Decimal(raw["raw_value"]) * G_PER_KWH_PER_LB_PER_MWH if raw["raw_unit"] == "lb/MWh" else given
-        )
+        published = Decimal(raw["raw_value"]) * G_PER_KWH_PER_LB_PER_MWH if raw["raw_unit"] == "lb/MWh" else given
         agree = abs(published - given) <= Decimal("0.001")
     except InvalidOperation as error:
         got = (raw["gco2e_per_kwh"], raw["raw_value"])

@@ -64,9 +64,7 @@ def resolve(region: str, table_id: str | None = None, extra_dirs: Sequence[Path]
     chosen = table_id or (DEFAULT_TABLES.get(scheme) if colon else BARE_TABLE)
     if chosen is None:
         schemes = ", ".join(f"{name}:" for name in DEFAULT_TABLES)
-        raise RegionError(
-            f"got region {region!r} of scheme {scheme!r}, expected one of {schemes} or a table beside it"
-        )
+        raise RegionError(f"got region {region!r} of scheme {scheme!r}, expected one of {schemes} or a table beside it")
     return resolve_in(region, load_table(chosen, extra_dirs=extra_dirs))
 
 
@@ -90,9 +88,7 @@ def resolve_in(region: str, table: IntensityTable) -> ResolvedRegion:
 def _target(name: str, table: IntensityTable) -> str:
     entry = shipped_aliases().entries.get(name)
     if entry is None:
-        raise RegionError(
-            f"got region {name!r}, expected scheme:code as egrid:SPNO, or an alias; {_near(name, table)}"
-        )
+        raise RegionError(f"got region {name!r}, expected scheme:code as egrid:SPNO, or an alias; {_near(name, table)}")
     meant = [alias for scheme, alias in entry.items() if scheme in table.schemes]
     if len(meant) == 1 and meant[0].target is not None:
         return meant[0].target

@@ -119,9 +119,7 @@ def text_lines(path: Path, data: bytes) -> list[str]:
     for byte, name in ((b"\r", "carriage return"), (b'"', "quote")):
         at = data.find(byte)
         if at >= 0:
-            raise TableError(
-                f"{path}:{_line_of(data, at)}: got a {name}, expected unquoted lines that end in LF"
-            )
+            raise TableError(f"{path}:{_line_of(data, at)}: got a {name}, expected unquoted lines that end in LF")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -153,9 +151,7 @@ def parse_rows(path: Path, data: bytes, allow_zero: bool, step_seconds: int | No
                 problem = "a duplicate of" if row.order == rows[-1].order else "a row that sorts before"
                 raise TableError(f"got {problem} the one above, expected rows sorted by region, start, tier")
             if row.start_ns < ends.get((row.region_key, row.tier), row.start_ns):
-                raise TableError(
-                    f"got {line!r}, which overlaps an earlier {row.tier} row of {row.region_key}"
-                )
+                raise TableError(f"got {line!r}, which overlaps an earlier {row.tier} row of {row.region_key}")
         except (TableError, WireError) as error:
             raise TableError(f"{path}:{number}: {error}") from error
         ends[row.region_key, row.tier] = row.end_ns
@@ -174,15 +170,11 @@ def _parse_row(line: str, allow_zero: bool, step_seconds: int | None) -> Row:
         raise TableError(f"region_key: got {key!r}, expected scheme:code, as egrid:SPNO")
     for name, text in (("start_utc", start_text), ("end_utc", end_text)):
         if _INSTANT.fullmatch(text) is None:
-            raise TableError(
-                f"{name}: got {text!r}, expected UTC in whole seconds with Z, as 2023-01-01T00:00:00Z"
-            )
+            raise TableError(f"{name}: got {text!r}, expected UTC in whole seconds with Z, as 2023-01-01T00:00:00Z")
     start_ns, end_ns = parse_utc_ns(start_text), parse_utc_ns(end_text)
     if start_ns >= end_ns:
         raise TableError(f"got start {start_text} and end {end_text}, expected start before end")
-    if step_seconds is not None and (
-        start_ns % (step_seconds * NS_PER_S) or end_ns % (step_seconds * NS_PER_S)
-    ):
+    if step_seconds is not None and (start_ns % (step_seconds * NS_PER_S) or end_ns % (step_seconds * NS_PER_S)):
         raise TableError(f"got {start_text} to {end_text}, expected multiples of step_seconds {step_seconds}")
     match = _DECIMAL.fullmatch(g_per_kwh)
     if match is None:
@@ -192,9 +184,7 @@ def _parse_row(line: str, allow_zero: bool, step_seconds: int | None) -> Row:
         raise TableError(f"g_per_kwh: got {g_per_kwh}, expected 0 to {MAX_G_PER_KWH}; is the unit g/kWh?")
     if mg_per_kwh == 0 and not allow_zero:
         raise TableError(f"g_per_kwh: got {g_per_kwh}, expected above 0, or allow_zero in the manifest")
-    return Row(
-        key, start_ns, end_ns, mg_per_kwh, _member(Tier, "tier", tier), _member(Quality, "quality", quality)
-    )
+    return Row(key, start_ns, end_ns, mg_per_kwh, _member(Tier, "tier", tier), _member(Quality, "quality", quality))
 
 
 _Name = TypeVar("_Name", bound=StrEnum)

@@ -85,7 +85,5 @@ def _checked(given: Decimal | str, limit: Decimal) -> Decimal:
     if factor > limit:
         raise ConfigError(_KEY, str(given), f"at most {limit} kg/kWh; this is probably g/kWh: divide by 1000")
     if factor * MG_PER_KG % 1:
-        raise ConfigError(
-            _KEY, str(given), "at most 6 decimals, a milligram: round it, and say so in the source"
-        )
+        raise ConfigError(_KEY, str(given), "at most 6 decimals, a milligram: round it, and say so in the source")
     return factor

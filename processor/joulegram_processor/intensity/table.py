@@ -102,9 +102,7 @@ def load_table(table_id: str, version: str | None = None, extra_dirs: Sequence[P
 def _scan(directory: Path) -> dict[tuple[str, str], Path]:
     if not directory.is_dir():
         raise TableError(f"got table directory {str(directory)!r}, expected a directory that exists")
-    return {
-        (path.parent.parent.name, path.parent.name): path.parent for path in directory.glob("*/*/table.csv")
-    }
+    return {(path.parent.parent.name, path.parent.name): path.parent for path in directory.glob("*/*/table.csv")}
 
 
 def read_table(directory: Path) -> IntensityTable:
@@ -168,9 +166,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
             raise TableError(f"{path}: {name}: got {manifest.get(name)!r}, expected text")
     for name, choices in _CHOICES.items():
         if manifest.get(name) not in choices:
-            raise TableError(
-                f"{path}: {name}: got {manifest.get(name)!r}, expected one of {', '.join(choices)}"
-            )
+            raise TableError(f"{path}: {name}: got {manifest.get(name)!r}, expected one of {', '.join(choices)}")
     for name in ("losses_included", "redistributable", "allow_zero"):
         if not isinstance(manifest.get(name), bool):
             raise TableError(f"{path}: {name}: got {manifest.get(name)!r}, expected true or false")
@@ -188,7 +184,5 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         )
     tail = f"+{manifest['table_sha256'][:8]}"
     if not manifest["version"].endswith(tail):
-        raise TableError(
-            f"{path}: version: got {manifest['version']!r}, expected a label that ends in {tail!r}"
-        )
+        raise TableError(f"{path}: version: got {manifest['version']!r}, expected a label that ends in {tail!r}")
     return manifest
