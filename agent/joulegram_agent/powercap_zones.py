@@ -85,7 +85,7 @@ def _zone(entry: str, names: dict[str, str], path: Path) -> Zone | None:
         domain_id, kind = (f"{parent}/dram" if owner else "dram"), DomainKind.DRAM
         if parent is not None and owner is None:
             return None  # DRAM of psys: what it covers is not known to lie outside the packages' DRAM
-    elif owner is not None and parent is None:
+    elif owner is not None:
         domain_id, kind = name, DomainKind.CPU
     else:
         return None

@@ -100,7 +100,7 @@ class ProcessTrees:
         """The root whose tree holds the nearest surviving ancestor of a process that ended."""
         for _ in range(len(before) + 1):
             was, now = before.get(parent), members.get(parent)
-            if was is None or was.root is None:
+            if was is None:
                 return None
             if now is not None and now.started == was.started:
                 return now.root

@@ -13,101 +13,161 @@ Procedure, for spans settled together:
     5. Sweep each scope over the boundaries of its pieces. Between two boundaries the pot's energy is divided by the
        number of pieces open there; a running level keeps the sum, in units of 2**-32 uJ, the remainder carried on.
        A piece's share is the level at its end less the level at its start.
-    6. Round the shares to whole microjoules by largest remainder, so that they add up to the energy swept.
+    6. Round: in the order of (start, end, id), a span gets the whole microjoules by which the running sum of shares
+       grows. So the parts add up to the energy swept, and each is within a microjoule of its share.
     7. Claim the time.
+
+The work is done on columns, one entry a span, because a node can send a hundred thousand spans a second.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from joulegram_processor.energy_store import HOST, ZERO
+from joulegram_processor.energy_store import HOST
 from joulegram_processor.intervals import IntervalSet, subtract, union
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from joulegram_processor.energy_store import EnergyStore, Triple
+    from joulegram_processor.energy_store import EnergyStore, Row, Triple
     from joulegram_processor.intervals import Interval
-    from joulegram_processor.spans import OpenSpan
 
-_FINE = 32
+FINE_BITS = 32
 """Binary digits below the microjoule in a running level."""
 
 Piece = tuple[int, int, int]
 """Start, end, and the index of the span it belongs to."""
 
 
-def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: list[OpenSpan]) -> None:
-    """Set `own`, `scope` and `node_uj` of spans settled together, and extend what is claimed.
+@dataclass(slots=True)
+class Columns:
+    """Spans settled together.
 
-    `node_uj` is what the whole node spent while the span was open. `scope` is HOST as soon as any of the span's time
-    was shared at the host's level.
+    Args:
+        starts: wall clock, ns.
+        ends: wall clock, ns; never before its start.
+        keys: trace id + span id.
+        parents: trace id + parent span id; empty for a root.
+        pids: the process a span belongs to, 0 where none is known.
+        own: exclusive energy in microjoules, by kind; filled by `attribute`.
+        kids: energy of settled descendants, by kind; filled by `add_up`.
+        scopes: the scope each span's energy was taken from, HOST as soon as any of it was; filled by `attribute`.
     """
-    by_scope: dict[int, list[Piece]] = {}
-    groups: dict[int, list[int]] = {}
-    for index, span in enumerate(spans):
-        pid = span.pid if span.pid in store.named_from else HOST
-        span.scope = pid
-        groups.setdefault(pid, []).append(index)
-    for pid, members in groups.items():
-        named_from = store.named_from.get(pid, 0)
-        for index, pieces in innermost(spans, members):
-            for start, end in pieces:
-                if pid == HOST or start >= named_from:
-                    by_scope.setdefault(pid, []).append((start, end, index))
-                    continue
-                spans[index].scope = HOST
-                by_scope.setdefault(HOST, []).append((start, min(end, named_from), index))
-                if end > named_from:
-                    by_scope.setdefault(pid, []).append((named_from, end, index))
 
-    shares = [[0, 0, 0] for _ in spans]
+    starts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    parents: list[bytes] = field(default_factory=list)
+    pids: list[int] = field(default_factory=list)
+    own: tuple[list[int], list[int], list[int]] = field(default_factory=lambda: ([], [], []))
+    kids: tuple[list[int], list[int], list[int]] = field(default_factory=lambda: ([], [], []))
+    scopes: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Columns) -> None:
+    """Fill `own` and `scopes` of spans settled together, and extend what is claimed."""
+    count = len(spans)
+    spans.own = ([0] * count, [0] * count, [0] * count)
+    named = store.named_from
+    pids = set(spans.pids)
+    if pids.isdisjoint(named):
+        spans.scopes = [HOST] * count
+        groups: dict[int, list[int] | range] = {HOST: range(count)}
+    else:
+        spans.scopes = [pid if pid in named else HOST for pid in spans.pids]
+        groups = {}
+        for index, pid in enumerate(spans.scopes):
+            groups.setdefault(pid, []).append(index)  # type: ignore[union-attr]
+    at = dict(zip(spans.keys, range(count), strict=True))
+
+    by_scope: dict[int, list[Piece]] = {}
+    for pid, members in groups.items():
+        pieces = innermost(spans, members, at, whole=len(groups) == 1)
+        if pid == HOST:
+            by_scope.setdefault(HOST, []).extend(pieces)
+        else:
+            _split_at_naming(pieces, pid, named[pid], spans.scopes, by_scope)
+
+    order = [item[3] for item in sorted(zip(spans.starts, spans.ends, spans.keys, range(count), strict=True))]
     for scope, wanted in by_scope.items():
         taken = claimed.setdefault(scope, IntervalSet())
-        left = [(low, high, index) for start, end, index in wanted for low, high in taken.left(start, end)]
+        until = taken.until
+        left = [piece for piece in wanted if piece[0] >= until]
+        if len(left) < len(wanted):
+            left += [
+                (low, high, index)
+                for start, end, index in wanted
+                if start < until
+                for low, high in taken.left(start, end)
+            ]
         if left:
-            _sweep(store, scope, left, shares)
-            taken.add(union((low, high) for low, high, _ in left))
-    _node_energy(store, spans)
-    for span, (cpu, dram, gpu) in zip(spans, shares, strict=True):
-        span.own = (cpu, dram, gpu)
+            _sweep(store, scope, left, spans.own, order)
+            taken.add(union((start, end) for start, end, _ in left))
 
 
-def innermost(spans: list[OpenSpan], members: list[int]) -> Iterable[tuple[int, list[Interval]]]:
-    """For each member, the time it is open and none of its descendants among the members is."""
-    at = {spans[index].key: index for index in members}
+def _split_at_naming(
+    pieces: list[Piece], pid: int, named_from: int, scopes: list[int], by_scope: dict[int, list[Piece]]
+) -> None:
+    """Step 3: time before the process was named is shared at the host's level."""
+    own = by_scope.setdefault(pid, [])
+    for start, end, index in pieces:
+        if start >= named_from:
+            own.append((start, end, index))
+            continue
+        scopes[index] = HOST
+        by_scope.setdefault(HOST, []).append((start, min(end, named_from), index))
+        if end > named_from:
+            own.append((named_from, end, index))
+
+
+def innermost(spans: Columns, members: Iterable[int], at: dict[bytes, int], *, whole: bool) -> list[Piece]:
+    """The pieces of time in which a member is open and none of its descendants among the members is.
+
+    Args:
+        spans: the columns.
+        members: indices of the spans of one process.
+        at: index of each span by key.
+        whole: whether the members are all there are, so that a parent found is one of them.
+    """
+    starts, ends, parents, scopes = spans.starts, spans.ends, spans.parents, spans.scopes
     children: dict[int, list[int]] = {}
     for index in members:
-        parent = at.get(spans[index].parent_key)
-        if parent is not None and parent != index:
-            children.setdefault(parent, []).append(index)
+        parent = at.get(parents[index])
+        if parent is not None and parent != index and (whole or scopes[parent] == scopes[index]):
+            if parent in children:
+                children[parent].append(index)
+            else:
+                children[parent] = [index]
+    pieces = [(starts[index], ends[index], index) for index in members if index not in children]
     if not children:
-        for index in members:
-            yield index, [(spans[index].start_ns, spans[index].end_ns)]
-        return
+        return pieces
 
     covers: dict[int, list[Interval]] = {}
-    for index in _children_first(members, children):
-        span = spans[index]
-        below = children.get(index)
-        if below is None:
-            yield index, [(span.start_ns, span.end_ns)]
-            continue
+    for index in _children_first(children):
         inner: list[Interval] = []
-        for child in below:
-            inner += covers.pop(child, ((spans[child].start_ns, spans[child].end_ns),))
+        for child in children[index]:
+            if child in covers:
+                inner += covers.pop(child)
+            else:
+                inner.append((starts[child], ends[child]))
         inner = union(inner)
-        yield index, subtract(span.start_ns, span.end_ns, inner)
-        covers[index] = union([*inner, (span.start_ns, span.end_ns)])
+        start, end = starts[index], ends[index]
+        pieces += [(low, high, index) for low, high in subtract(start, end, inner)]
+        covers[index] = union((*inner, (start, end)))
+    return pieces
 
 
-def _children_first(members: list[int], children: dict[int, list[int]]) -> list[int]:
-    """Members ordered so that a child stands before its parent; a cycle of parents is cut where it is met."""
-    below = {child for group in children.values() for child in group}
+def _children_first(children: dict[int, list[int]]) -> list[int]:
+    """The spans that have children, each after those below it; a cycle of parents is cut where it is met."""
+    below = {child for group in children.values() for child in group if child in children}
     order: list[int] = []
     seen: set[int] = set()
-    for root in [*(index for index in members if index not in below), *members]:
+    for root in [*(index for index in children if index not in below), *children]:
         if root in seen:
             continue
         stack = [root]
@@ -115,129 +175,129 @@ def _children_first(members: list[int], children: dict[int, list[int]]) -> list[
         while stack:
             index = stack.pop()
             order.append(index)
-            for child in children.get(index, ()):
-                if child not in seen:
+            for child in children[index]:
+                if child in children and child not in seen:
                     seen.add(child)
                     stack.append(child)
     order.reverse()
     return order
 
 
-def _sweep(store: EnergyStore, scope: int, pieces: list[Piece], shares: list[list[int]]) -> None:
-    steps: dict[int, int] = {}
-    for start, end, _ in pieces:
-        steps[start] = steps.get(start, 0) + 1
-        steps[end] = steps.get(end, 0) - 1
-    times = sorted(steps)
-    rows = list(store.overlapping(times[0], times[-1]))
-    starts = [row.start_ns for row in rows]
-    ends = [row.end_ns for row in rows]
-    pots = [row.pot(scope) for row in rows]
-    for kind in range(3):
-        column = [pot[kind] for pot in pots]
-        if any(column):
-            _share_kind(steps, times, cumulative(times, starts, ends, column), pieces, kind, shares)
-
-
-def cumulative(times: list[int], starts: list[int], ends: list[int], column: list[int]) -> list[int]:
-    """The energy before each of the sorted `times`, counted from the first row's start, floored."""
-    out = []
-    base = at = 0
-    count = len(column)
-    start = starts[0] if count else 0
-    end = ends[0] if count else 0
-    pot = column[0] if count else 0
-    for time in times:
-        while at < count and end <= time:
-            base += pot
-            at += 1
-            if at < count:
-                start, end, pot = starts[at], ends[at], column[at]
-        out.append(base + pot * (time - start) // (end - start) if at < count and time > start else base)
-    return out
-
-
-def _share_kind(
-    steps: dict[int, int],
-    times: list[int],
-    energy: list[int],
+def _sweep(
+    store: EnergyStore,
+    scope: int,
     pieces: list[Piece],
-    kind: int,
-    shares: list[list[int]],
+    own: tuple[list[int], list[int], list[int]],
+    order: list[int],
 ) -> None:
+    """Steps 5 and 6 for one scope."""
+    # An end is twice its instant, a start one more: one sort puts all boundaries in order, ends before starts.
+    events = [2 * start + 1 for start, _, _ in pieces]
+    events += [2 * end for _, end, _ in pieces]
+    events.sort()
+    rows = list(store.overlapping(events[0] >> 1, events[-1] >> 1))
+    several = len(pieces) != len({index for _, _, index in pieces})
+    for kind in range(3):
+        pots = [row.pot(scope)[kind] for row in rows]
+        if not any(pots):
+            continue
+        levels, swept = _levels(events, rows, pots)
+        if not swept:
+            continue
+        fine: dict[int, int] = {}
+        if several:
+            for start, end, index in pieces:
+                fine[index] = fine.get(index, 0) + levels[end] - levels[start]
+        else:
+            fine = {index: levels[end] - levels[start] for start, end, index in pieces}
+        _round(fine, order, swept, own[kind])
+
+
+def _levels(events: list[int], rows: list[Row], pots: list[int]) -> tuple[dict[int, int], int]:
+    """The level at each boundary, and the whole microjoules swept while any piece was open."""
     levels: dict[int, int] = {}
-    level = carry = open_pieces = swept = 0
-    last = energy[0]
-    for time, now in zip(times, energy, strict=True):
-        if open_pieces and now != last:
-            gained = now - last
-            swept += gained
-            part, carry = divmod((gained << _FINE) + carry, open_pieces)
-            level += part
-        last = now
-        levels[time] = level
-        open_pieces += steps[time]
-    if not swept:
-        return
-    fine: dict[int, int] = {}
-    for start, end, index in pieces:
-        fine[index] = fine.get(index, 0) + levels[end] - levels[start]
-    given = 0
-    remainders = []
-    mask = (1 << _FINE) - 1
-    for index, share in fine.items():
-        whole = share >> _FINE
-        shares[index][kind] += whole
-        given += whole
-        remainders.append((share & mask, index))
-    left = swept - given
-    if left:
-        # Ties go to the span that stands first in the settlement, whose order is that of the spans' keys.
-        remainders.sort(key=lambda item: (-item[0], item[1]))
-        for _, index in remainders[:left]:
-            shares[index][kind] += 1
+    level = carry = open_pieces = swept = last = base = at = 0
+    count = len(rows)
+    begin, finish, pot = rows[0].start_ns, rows[0].end_ns, pots[0]
+    width = finish - begin
+    before = -1
+    for event in events:
+        instant = event >> 1
+        if instant != before:
+            before = instant
+            while finish <= instant and at < count:
+                base += pot
+                at += 1
+                if at < count:
+                    begin, finish, pot = rows[at].start_ns, rows[at].end_ns, pots[at]
+                    width = finish - begin
+            now = base + pot * (instant - begin) // width if at < count and instant > begin else base
+            if open_pieces and now != last:
+                swept += now - last
+                part, carry = divmod((now - last << FINE_BITS) + carry, open_pieces)
+                level += part
+            last = now
+            levels[instant] = level
+        open_pieces += 1 if event & 1 else -1
+    return levels, swept
 
 
-def _node_energy(store: EnergyStore, spans: list[OpenSpan]) -> None:
-    times = sorted({time for span in spans for time in (span.start_ns, span.end_ns)})
-    rows = list(store.overlapping(times[0], times[-1]))
-    column = [sum(row.measured) for row in rows]
-    if not any(column):
-        return
-    energy = cumulative(times, [row.start_ns for row in rows], [row.end_ns for row in rows], column)
-    at = dict(zip(times, energy, strict=True))
-    for span in spans:
-        span.node_uj = at[span.end_ns] - at[span.start_ns]
+def _round(fine: dict[int, int], order: list[int], swept: int, own: list[int]) -> None:
+    """Step 6. What the levels lost to their own rounding, less than a microjoule in all, is in the last part."""
+    running = given = 0
+    final = -1
+    for index in order:
+        if index in fine:
+            running += fine[index]
+            whole = running >> FINE_BITS
+            own[index] += whole - given
+            given = whole
+            final = index
+    own[final] += swept - given
 
 
-def add_up(spans: list[OpenSpan], carried: dict[bytes, Triple]) -> None:
-    """Set `kids`: what settled descendants add to each span; what has no parent here is carried for one to come.
+def add_up(spans: Columns, carried: dict[bytes, Triple]) -> None:
+    """Fill `kids`: what settled descendants add to each span; what has no parent here is carried for one to come.
 
     A cycle of parents adds nothing: no member of it is a descendant of another.
     """
-    at = {span.key: span for span in spans}
-    for span in spans:
-        span.waiting = 0
-        span.kids = carried.pop(span.key, ZERO) if carried else ZERO
-    parents = 0
-    for span in spans:
-        parent = at.get(span.parent_key)
-        if parent is not None:
-            parent.waiting += 1
-            parents += 1
-    ready = [span for span in spans if not span.waiting] if parents else spans[:]
+    count = len(spans)
+    keys, parents = spans.keys, spans.parents
+    kids = spans.kids = ([0] * count, [0] * count, [0] * count)
+    if carried:
+        for index, key in enumerate(keys):
+            if key in carried:
+                for kind, uj in enumerate(carried.pop(key)):
+                    kids[kind][index] = uj
+    at = dict(zip(keys, range(count), strict=True))
+    above = [at.get(parent, -1) for parent in parents]
+    waiting: dict[int, int] = {}
+    for parent in above:
+        if parent >= 0:
+            waiting[parent] = waiting.get(parent, 0) + 1
+    active = [kind for kind in range(3) if any(spans.own[kind]) or any(kids[kind])]
+    ready = [index for index in range(count) if index not in waiting]
     while ready:
-        span = ready.pop()
-        if not span.parent_key:
-            continue
-        own, kids = span.own, span.kids
-        parent = at.get(span.parent_key)
-        held = parent.kids if parent is not None else carried.get(span.parent_key, ZERO)
-        total = (held[0] + own[0] + kids[0], held[1] + own[1] + kids[1], held[2] + own[2] + kids[2])
-        if parent is None:
-            carried[span.parent_key] = total
-            continue
-        parent.kids = total
-        parent.waiting -= 1
-        if not parent.waiting:
-            ready.append(parent)
+        higher: list[int] = []
+        for index in ready:
+            parent = above[index]
+            if parent < 0:
+                if parents[index]:
+                    _carry(spans, index, carried)
+                continue
+            for kind in active:
+                kids[kind][parent] += spans.own[kind][index] + kids[kind][index]
+            left = waiting[parent] - 1
+            waiting[parent] = left
+            if not left:
+                higher.append(parent)
+        ready = higher
+
+
+def _carry(spans: Columns, index: int, carried: dict[bytes, Triple]) -> None:
+    key = spans.parents[index]
+    held = carried.get(key, (0, 0, 0))
+    cpu, dram, gpu = (
+        held[kind] + spans.own[kind][index] + spans.kids[kind][index] for kind in range(3)
+    )
+    carried[key] = (cpu, dram, gpu)

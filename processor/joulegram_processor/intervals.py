@@ -51,6 +51,11 @@ class IntervalSet:
     def __init__(self, intervals: Iterable[Interval] = ()) -> None:
         self.items: list[Interval] = union(intervals)
 
+    @property
+    def until(self) -> int:
+        """The end of the last interval; 0 where there is none."""
+        return self.items[-1][1] if self.items else 0
+
     def add(self, intervals: list[Interval]) -> None:
         """Take in a sorted disjoint list."""
         if not intervals:

@@ -1,4 +1,4 @@
-"""What the join needs to know of a span, read from a trace request."""
+"""What the join needs to know of the spans of a request, read column by column."""
 
 from __future__ import annotations
 
@@ -7,94 +7,73 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from joulegram_pipeline.errors import IdentifierError, WireError
-from joulegram_pipeline.ids import check_run_id, is_span_id, is_trace_id
+from joulegram_pipeline.ids import check_run_id
+from joulegram_processor.wire import first_span_offset
 
 if TYPE_CHECKING:
     from joulegram_processor.select import Selector
 
-_SPAN_KEYS = frozenset(
-    {
-        "energy.cpu_j",
-        "job.id",
-        "job.type",
-        "kfm.node",
-        "kfm.run_id",
-        "kfm.stac_item",
-    }
-)
+Row = tuple[str, bytes, bytes, bytes, int, int, int]
+"""Name, trace id, span id, parent span id, start and end (wall clock, ns), status code."""
+
+NAME, TRACE, SPAN, PARENT, START, END, STATUS = range(7)
+
+_READ_KEYS = frozenset({"energy.cpu_j", "job.id", "job.type", "kfm.node", "kfm.run_id", "kfm.stac_item"})
 _MARKS = (b"energy.", b"job.", b"kfm.", b"carbon.", b"timing.")
-"""A request without any of these bytes has no span attribute the join would read or replace."""
+"""A request without any of these bytes in its spans has no span attribute the join would read or replace."""
 
 _CONTAINED = ("container.id", "k8s.pod.uid")
 """Resource attributes that say the process id is one of another pid namespace."""
 
-_STATUS = ("unset", "ok", "error")
+_ZERO_TRACE, _ZERO_SPAN = bytes(16), bytes(8)
+_MAX_NAMES = 65_536
 
 
-class OpenSpan:
-    """A selected span on its way to its energy; one of hundreds of thousands, hence no dataclass machinery.
+class Batch:
+    """The selected spans of one request, on their way to their energy.
 
-    `key` is trace id + span id, `parent_key` trace id + parent span id or empty; times are wall-clock nanoseconds;
-    `own` is exclusive energy, `kids` what settled descendants add to it, both by kind in microjoules.
+    Args:
+        lsn: of the request.
+        received_ns: log time of the request.
+        rows: the selected spans.
+        indices: where each stands among all spans of the request.
+        runs: the run of each.
+        pids: the process of each, 0 where none is known.
+        extras: attributes the join reads or replaces, by row; absent where a span has none.
+        total: spans in the request.
+        links: parent keys of the spans that are not selected, where some are and some are not.
     """
 
     __slots__ = (
-        "attributes",
-        "end_ns",
-        "index",
-        "key",
-        "kids",
-        "name",
-        "node_uj",
-        "origin",
-        "own",
-        "parent_key",
-        "pid",
-        "replaces",
-        "run_id",
-        "scope",
-        "start_ns",
-        "status",
+        "blobs",
+        "extras",
+        "indices",
+        "links",
+        "lsn",
+        "pids",
+        "received_ns",
+        "repeated",
+        "rows",
+        "runs",
+        "total",
         "waiting",
     )
 
-    def __init__(
-        self,
-        origin: int,
-        index: int,
-        key: bytes,
-        parent_key: bytes,
-        name: str,
-        start_ns: int,
-        end_ns: int,
-        status: int,
-        pid: int,
-        run_id: str,
-    ) -> None:
-        self.origin = origin
-        self.index = index
-        self.key = key
-        self.parent_key = parent_key
-        self.name = name
-        self.start_ns = start_ns
-        self.end_ns = end_ns
-        self.status = status
-        self.pid = pid
-        self.run_id = run_id
-        self.attributes: dict[str, Any] = _NONE
-        self.replaces = False
-        self.own: tuple[int, int, int] = (0, 0, 0)
-        self.kids: tuple[int, int, int] = (0, 0, 0)
-        self.node_uj = 0
-        self.scope = 0
+    def __init__(self, lsn: int, received_ns: int) -> None:
+        self.lsn = lsn
+        self.received_ns = received_ns
+        self.rows: list[Row] = []
+        self.indices: list[int] = []
+        self.runs: list[str] = []
+        self.pids: list[int] = []
+        self.extras: dict[int, dict[str, Any]] = {}
+        self.links: dict[bytes, bytes] = {}
+        self.total = 0
         self.waiting = 0
-
-    @property
-    def status_text(self) -> str:
-        return _STATUS[self.status] if 0 <= self.status < 3 else "unset"
-
-
-_NONE: dict[str, Any] = {}
+        self.blobs: dict[int, bytes] = {}
+        """Encoded attributes of the settled spans, by row."""
+        self.repeated: set[int] = set()
+        """Rows of spans that were joined before."""
 
 
 class SpanReader:
@@ -103,23 +82,20 @@ class SpanReader:
     Args:
         selector: which spans are joined.
         default_run: the run of spans that name none; None makes it the span's trace.
-        written_keys: the attribute keys enrichment writes; a span that has one already is marked `replaces`.
+        written_keys: the attribute keys enrichment writes, so that a span which has one already is known.
     """
 
     def __init__(self, selector: Selector, default_run: str | None, written_keys: frozenset[str]) -> None:
         self._exact = selector.exact
         self._prefixes = selector.prefixes
         self._attributes = frozenset(selector.attributes)
-        self._attribute_marks = tuple(key.encode() for key in selector.attributes)
+        self._marks = (*_MARKS, *(key.encode() for key in selector.attributes if not key.startswith("kfm.")))
         self._default_run = default_run
-        self._written = written_keys
-        self._wanted = _SPAN_KEYS | written_keys | self._attributes
+        self._wanted = _READ_KEYS | written_keys | self._attributes
+        self._by_name: dict[str, bool] = {}
 
-    def read(self, payload: bytes, origin: int) -> tuple[list[OpenSpan], dict[bytes, bytes]]:
+    def read(self, payload: bytes, lsn: int, received_ns: int) -> Batch:
         """The spans to join, in order of appearance; those that break OTLP (ids, times) are left out.
-
-        Beside them, where there are any, the parents of the spans that are not joined, so that a joined span below
-        another is known as its descendant though there are others between.
 
         Raises:
             WireError: the bytes are not a trace request.
@@ -128,57 +104,78 @@ class SpanReader:
             request = ExportTraceServiceRequest.FromString(payload)
         except Exception as error:  # protobuf's DecodeError is not the same class in every backend
             raise WireError(f"got {len(payload)} bytes that are not an ExportTraceServiceRequest: {error}") from error
-        attributed = any(mark in payload for mark in _MARKS + self._attribute_marks)
-        exact, prefixes = self._exact, self._prefixes
-        found: list[OpenSpan] = []
-        index = -1
+        # Resources hold such keys as a rule, spans often do not; with one resource, it stands before its spans.
+        begin = first_span_offset(payload) if len(request.resource_spans) == 1 else 0
+        attributed = any(payload.find(mark, begin) >= 0 for mark in self._marks)
+        batch = Batch(lsn, received_ns)
         for resource_spans in request.resource_spans:
             resource = attribute_values(resource_spans.resource.attributes)
             pid = process_of(resource)
-            named_run = run_of(resource)
+            run = run_of(resource) or self._default_run
             for scope_spans in resource_spans.scope_spans:
-                for span in scope_spans.spans:
-                    index += 1
-                    name = span.name
-                    attributes = _NONE
-                    if attributed:
-                        attributes = {item.key: item.value for item in span.attributes if item.key in self._wanted}
-                    if not (
-                        name in exact
-                        or name.startswith(prefixes)
-                        or (attributes and not self._attributes.isdisjoint(attributes))
-                    ):
-                        continue
-                    trace_id, span_id = span.trace_id, span.span_id
-                    start_ns, end_ns = span.start_time_unix_nano, span.end_time_unix_nano
-                    if end_ns < start_ns or not is_trace_id(trace_id) or not is_span_id(span_id):
-                        continue
-                    parent_id = span.parent_span_id
-                    run_id = named_run
-                    if attributes:
-                        values = {key: plain(value) for key, value in attributes.items()}
-                        run_id = run_of(values) or named_run
-                    item = OpenSpan(
-                        origin,
-                        index,
-                        trace_id + span_id,
-                        trace_id + parent_id if len(parent_id) == 8 else b"",
-                        name,
-                        start_ns,
-                        end_ns,
+                spans = scope_spans.spans
+                rows = [
+                    (
+                        span.name,
+                        span.trace_id,
+                        span.span_id,
+                        span.parent_span_id,
+                        span.start_time_unix_nano,
+                        span.end_time_unix_nano,
                         span.status.code,
-                        pid,
-                        run_id or self._default_run or trace_id.hex(),
                     )
-                    if attributes:
-                        item.attributes = values
-                        item.replaces = not self._written.isdisjoint(values)
-                    found.append(item)
-        return found, _links(request, found) if 0 < len(found) <= index else {}
+                    for span in spans
+                ]
+                self._take(batch, rows, run, pid, spans if attributed else None)
+                batch.total += len(rows)
+        if batch.rows and len(batch.rows) < batch.total:
+            batch.links = _links(request, set(batch.indices))
+        batch.waiting = len(batch.rows)
+        return batch
+
+    def _take(self, batch: Batch, rows: list[Row], run: str | None, pid: int, attributed: Any | None) -> None:
+        """Add the selected and well-formed rows of one scope to the batch."""
+        first = batch.total
+        if attributed is None and all(map(self._selects, {row[NAME] for row in rows})) and all(map(_sound, rows)):
+            batch.indices += range(first, first + len(rows))
+            batch.runs += [run] * len(rows) if run is not None else [row[TRACE].hex() for row in rows]
+            batch.pids += [pid] * len(rows)
+            batch.rows += rows
+            return
+        for at, row in enumerate(rows):
+            values: dict[str, Any] = {}
+            if attributed is not None:
+                values = {item.key: plain(item.value) for item in attributed[at].attributes if item.key in self._wanted}
+            if not _sound(row) or not (self._selects(row[NAME]) or not self._attributes.isdisjoint(values)):
+                continue
+            if values:
+                batch.extras[len(batch.rows)] = values
+            batch.runs.append((run_of(values) if values else None) or run or row[TRACE].hex())
+            batch.indices.append(first + at)
+            batch.pids.append(pid)
+            batch.rows.append(row)
+
+    def _selects(self, name: str) -> bool:
+        known = self._by_name.get(name)
+        if known is None:
+            known = name in self._exact or name.startswith(self._prefixes)
+            if len(self._by_name) < _MAX_NAMES:
+                self._by_name[name] = known
+        return known
 
 
-def _links(request: Any, found: list[OpenSpan]) -> dict[bytes, bytes]:
-    joined = {span.index for span in found}
+def _sound(row: Row) -> bool:
+    """Whether a span has ids and times that OTLP allows."""
+    return (
+        row[END] >= row[START]
+        and len(row[TRACE]) == 16
+        and len(row[SPAN]) == 8
+        and row[TRACE] != _ZERO_TRACE
+        and row[SPAN] != _ZERO_SPAN
+    )
+
+
+def _links(request: Any, selected: set[int]) -> dict[bytes, bytes]:
     every = (
         span
         for resource_spans in request.resource_spans
@@ -188,12 +185,12 @@ def _links(request: Any, found: list[OpenSpan]) -> dict[bytes, bytes]:
     return {
         span.trace_id + span.span_id: span.trace_id + span.parent_span_id
         for index, span in enumerate(every)
-        if index not in joined and len(span.parent_span_id) == 8
+        if index not in selected and len(span.parent_span_id) == 8
     }
 
 
 def attribute_values(attributes: Any) -> dict[str, Any]:
-    """Resource attributes as plain values; the last one counts where a key is given twice."""
+    """Attributes as plain values; the last one counts where a key is given twice."""
     return {item.key: plain(item.value) for item in attributes}
 
 

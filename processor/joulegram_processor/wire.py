@@ -100,6 +100,29 @@ def skip_field(buffer: bytes, at: int, tag: int) -> int:
     return at
 
 
+def first_span_offset(buffer: bytes) -> int:
+    """Where the first scope_spans of the first resource_spans begins; the end of the buffer where there is none.
+
+    Raises:
+        WireError: the bytes are not a trace request.
+    """
+    at = 0
+    while at < len(buffer):
+        tag, at = read_varint(buffer, at)
+        if tag != _RESOURCE_SPANS:
+            at = skip_field(buffer, at, tag)
+            continue
+        length, at = read_varint(buffer, at)
+        end = at + length
+        while at < end:
+            field = at
+            tag, at = read_varint(buffer, at)
+            if tag == _SCOPE_SPANS:
+                return field
+            at = skip_field(buffer, at, tag)
+    return at
+
+
 def splice(buffer: bytes, edit: Callable[[int, SpanAt], bytes | None]) -> bytes:
     """Rewrite the spans of an ExportTraceServiceRequest and leave every other byte.
 

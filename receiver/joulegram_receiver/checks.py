@@ -45,8 +45,7 @@ def fault(span: Any) -> tuple[str, str] | None:
     ):
         if len(value) != length:
             return reason, (
-                f"{field} of the wrong length: {reason}={value.hex()!r} ({len(value)} bytes), "
-                f"expected {length} bytes"
+                f"{field} of the wrong length: {reason}={value.hex()!r} ({len(value)} bytes), expected {length} bytes"
             )
         if not any(value):
             return reason, f"{field} all zero: {reason}={value.hex()!r}, expected {length} bytes not all zero"

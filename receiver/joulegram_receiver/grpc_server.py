@@ -85,9 +85,7 @@ class GrpcReceiver:
             ("logs.v1.LogsService", self._export_logs),
         ):
             handlers = {"Export": grpc.unary_unary_rpc_method_handler(export)}
-            server.add_generic_rpc_handlers(
-                (grpc.method_handlers_generic_handler(f"{_PACKAGE}.{service}", handlers),)
-            )
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(f"{_PACKAGE}.{service}", handlers),))
         try:
             self.port = server.add_insecure_port(self._endpoint)
         except RuntimeError as error:
@@ -121,9 +119,7 @@ class GrpcReceiver:
         return response.SerializeToString()
 
     async def _export_metrics(self, request: bytes, context: Any) -> bytes:
-        message = await self._parse(
-            metrics_service_pb2.ExportMetricsServiceRequest, "metrics", request, context
-        )
+        message = await self._parse(metrics_service_pb2.ExportMetricsServiceRequest, "metrics", request, context)
         if message.resource_metrics:
             await self._store(RecordKind.METRICS, "metrics", request, context)
         return b""
@@ -191,9 +187,7 @@ def check_endpoint(endpoint: str) -> None:
     refusals = [refusal for address in addresses if (refusal := _try_bind(address)) is not None]
     for refusal in refusals:
         if refusal.errno == errno.EADDRINUSE:
-            raise BusyError(
-                f"{endpoint}: another process listens on this port ({refusal.strerror})"
-            ) from refusal
+            raise BusyError(f"{endpoint}: another process listens on this port ({refusal.strerror})") from refusal
     if len(refusals) == len(addresses):
         raise ConfigError(
             "protocols.grpc.endpoint",

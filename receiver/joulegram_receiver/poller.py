@@ -181,9 +181,7 @@ class Poller:
         now_ns = self._clock.wall_ns()
         if now_ns <= self._last_end_ns:
             return
-        tick = Tick(
-            seq=self._away_seq + 1, start_ns=self._last_end_ns, end_ns=now_ns, gaps=(Gap("*", reason),)
-        )
+        tick = Tick(seq=self._away_seq + 1, start_ns=self._last_end_ns, end_ns=now_ns, gaps=(Gap("*", reason),))
         batch = TickBatch(self._away_epoch, "none", Method.UNAVAILABLE, reason, (), (tick,))
         await self._spool.append(RecordKind.TICKS, batch.to_bytes())
         self._away_seq = tick.seq

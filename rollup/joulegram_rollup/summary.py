@@ -99,7 +99,6 @@ class RunSummary:
 
 @dataclass(slots=True)
 class _Reader:
-    run_id: str
     needle: bytes
     spans: list[SpanRow] = field(default_factory=list)
     totals: RunTotals | None = None
@@ -116,7 +115,7 @@ def read_run(ledger_dir: Path, run_id: str) -> RunSummary:
         StorageError: a file cannot be read.
     """
     # RFC 8785 writes a key and its value in one way, so lines of other runs need no parsing.
-    reader = _Reader(run_id, b'"run_id":' + orjson.dumps(run_id))
+    reader = _Reader(b'"run_id":' + orjson.dumps(run_id))
     segments = sorted(ledger_dir.glob(_SEGMENTS))
     if not segments:
         raise DocumentError(f"got no {_SEGMENTS} in {str(ledger_dir)!r}, expected a ledger")
@@ -128,12 +127,8 @@ def read_run(ledger_dir: Path, run_id: str) -> RunSummary:
         except OSError as error:
             raise StorageError(f"cannot read ledger {str(path)!r}: {error.strerror or error}") from error
     if not reader.spans and reader.totals is None:
-        raise DocumentError(
-            f"got run {run_id!r}, expected one of which ledger {str(ledger_dir)!r} holds a line"
-        )
-    return RunSummary(
-        run_id, tuple(reader.spans), reader.totals, reader.lines, reader.head, tuple(reader.problems)
-    )
+        raise DocumentError(f"got run {run_id!r}, expected one of which ledger {str(ledger_dir)!r} holds a line")
+    return RunSummary(run_id, tuple(reader.spans), reader.totals, reader.lines, reader.head, tuple(reader.problems))
 
 
 def to_json(summary: RunSummary) -> dict[str, Any]:
@@ -145,30 +140,22 @@ def to_json(summary: RunSummary) -> dict[str, Any]:
 def _take(where: str, raw: bytes, reader: _Reader) -> None:
     line = raw.removesuffix(b"\n")
     if line == raw:
-        reader.problems.append(
-            f"{where}: got a torn line of {len(raw)} bytes, expected a line feed at its end"
-        )
+        reader.problems.append(f"{where}: got a torn line of {len(raw)} bytes, expected a line feed at its end")
         return
     if f'"prev_hash":"{reader.head}"'.encode() not in line:
-        reader.problems.append(
-            f"{where}: got a line that does not name {reader.head!r}, the hash of the one before it"
-        )
+        reader.problems.append(f"{where}: got a line that does not name {reader.head!r}, the hash of the one before it")
     reader.head = "sha256:" + hashlib.sha256(line).hexdigest()
     reader.lines += 1
     if reader.needle not in line:
         return
     try:
         value = orjson.loads(line)
-        if value.get("run_id") != reader.run_id:
-            return
         if value["kind"] == "span":
             reader.spans.append(_span(value))
         elif reader.totals is None or value["revision"] >= reader.totals.revision:
             reader.totals = _totals(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reader.problems.append(
-            f"{where}: got {line[:80]!r}, expected a ledger line: {type(error).__name__}: {error}"
-        )
+        reader.problems.append(f"{where}: got {line[:80]!r}, expected a ledger line: {type(error).__name__}: {error}")
 
 
 def _span(value: dict[str, Any]) -> SpanRow:

@@ -31,9 +31,7 @@ NAMES: tuple[str, ...] = (
 
 _FOLDER = Path(__file__).parent
 _QUOTE_CHARS = 200
-_DATE_TIME = re.compile(
-    r"(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(?:\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
-)
+_DATE_TIME = re.compile(r"(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(?:\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
 
 
 class SchemaError(Exception):
@@ -79,9 +77,7 @@ def validator(name: str) -> Draft202012Validator:
     from referencing.jsonschema import DRAFT202012  # noqa: PLC0415
 
     wanted = schema(name)
-    resources = [
-        (f"urn:joulegram:schema:{each}", DRAFT202012.create_resource(schema(each))) for each in NAMES
-    ]
+    resources = [(f"urn:joulegram:schema:{each}", DRAFT202012.create_resource(schema(each))) for each in NAMES]
     formats = FormatChecker(formats=())
     formats.checks("date-time")(_is_date_time)
     registry: Any = Registry().with_resources(resources)

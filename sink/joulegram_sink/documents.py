@@ -101,9 +101,7 @@ class RunDocuments:
             self._metrics.run_documents.labels(kind).inc()
 
 
-def persist_to_stac(
-    item_path: Path, out_assets_dir: Path, result: RunRecord, version: str
-) -> dict[str, Path]:
+def persist_to_stac(item_path: Path, out_assets_dir: Path, result: RunRecord, version: str) -> dict[str, Path]:
     """Write a run's documents to a folder and attach them to an Item, by its path (S0-39).
 
     Returns:

@@ -130,8 +130,7 @@ class Ledger:
             if max(map(len, lines)) > MAX_LINE_BYTES:
                 longest = max(lines, key=len)
                 raise DocumentError(
-                    f"got a record of {len(longest)} bytes, expected at most {MAX_LINE_BYTES}: "
-                    f"{longest[:200]!r}…"
+                    f"got a record of {len(longest)} bytes, expected at most {MAX_LINE_BYTES}: {longest[:200]!r}…"
                 )
             lines.append(b"")
             data = b"\n".join(lines)
@@ -190,8 +189,10 @@ class Ledger:
     def _lock(self) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise BusyError(f"ledger {str(self._path)!r} is open in another process") from error
+        except OSError as error:
+            raise self._storage_error("locked", error) from error
 
     def _open(self) -> _Point:
         try:
@@ -207,9 +208,7 @@ class Ledger:
                 self._cut(0, size)
                 return self._begin()
             if not is_genesis(read_first_line(self._fd)):
-                raise LedgerError(
-                    f"{self._path.name}:1", "got a line that is no genesis, expected the genesis line"
-                )
+                raise LedgerError(f"{self._path.name}:1", "got a line that is no genesis, expected the genesis line")
             self._cut(tail.end, size)
         except OSError as error:
             raise self._storage_error("read", error) from error

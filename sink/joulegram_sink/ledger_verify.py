@@ -59,9 +59,7 @@ class VerifyReport:
         out = [f"{self.lines} lines: {self.spans} spans, {self.runs} runs; head {self.head}"]
         out += [f"problem: {problem}" for problem in self.problems]
         if self.anchored_lines:
-            out.append(
-                f"covered: {_COVERED}; lines 1 to {self.anchored_lines} are those of the expected head"
-            )
+            out.append(f"covered: {_COVERED}; lines 1 to {self.anchored_lines} are those of the expected head")
             after = self.lines - self.anchored_lines
             out.append(
                 f"not covered: of the {after} lines after it, lines removed at the end, a chain written anew"
@@ -217,8 +215,7 @@ def _anchor(walk: _Walk, name: str) -> None:
         at = "any line" if walk.expect_lines is None else f"line {walk.expect_lines}"
         walk.problem(
             f"{name}:{walk.expect_lines or walk.lines}",
-            f"got another hash at {at}, expected head {walk.expect_head!r}: "
-            "lines removed, or the chain written anew",
+            f"got another hash at {at}, expected head {walk.expect_head!r}: lines removed, or the chain written anew",
         )
 
 

@@ -77,6 +77,8 @@ def rollup_document(run: RunRecord) -> dict[str, Any]:
         document["carbon_reason"] = run.carbon_reason or (
             "energy is not known" if kwh is None else "no emission factor is declared"
         )
+    elif (share := _covered(run)) is not None:
+        document["carbon_reason"] = f"the carbon of {share:.2%} of the energy is known; the factor is over all of it"
     if run.gas is not None:
         document["gas"] = run.gas
     if run.region is not None:
@@ -106,3 +108,14 @@ def _factor(run: RunRecord, kwh: float | None, co2_kg: float | None) -> float | 
     assert run.energy_uj is not None
     assert run.carbon_ug is not None
     return (run.carbon_ug * UJ_PER_KWH) / (run.energy_uj * UG_PER_KG)
+
+
+def _covered(run: RunRecord) -> float | None:
+    """The part of the energy whose carbon is known, None where it is all; rounding is below a microgram a span."""
+    assert run.energy_uj is not None
+    assert run.carbon_ug is not None
+    assert run.factor_kg_per_kwh is not None
+    whole_ug = run.energy_uj * run.factor_kg_per_kwh * UG_PER_KG / UJ_PER_KWH
+    if whole_ug - run.carbon_ug <= max(run.spans, whole_ug * 1e-9):
+        return None
+    return run.carbon_ug / whole_ug

@@ -174,9 +174,7 @@ def _without(text: str, key: str, assets: Mapping[str, object]) -> Any:
         return ("object", members)
 
     number = _Number
-    document = json.loads(
-        text.removeprefix("\ufeff"), object_pairs_hook=pairs, parse_int=number, parse_float=number
-    )
+    document = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=pairs, parse_int=number, parse_float=number)
     out = []
     for name, value in document[1]:
         kept = value
@@ -219,9 +217,7 @@ def _locked(folder: Path) -> Iterator[None]:
                     ) from error
                 time.sleep(_LOCK_POLL_S)
             except OSError as error:
-                raise StorageError(
-                    f"cannot lock folder {str(folder)!r}: {error.strerror or error}"
-                ) from error
+                raise StorageError(f"cannot lock folder {str(folder)!r}: {error.strerror or error}") from error
         yield
     finally:
         os.close(fd)

@@ -124,9 +124,7 @@ class GrpcTransport:
     """Unary Export calls on one channel, which finds its way back by itself when the upstream was away."""
 
     # OTLP's table; RESOURCE_EXHAUSTED is retryable only where RetryInfo stands beside it.
-    _RETRYABLE = frozenset(
-        {"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"}
-    )
+    _RETRYABLE = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"})
     # Of these one request in a batch, or the size of the batch, may be the cause.
     _SPLITTABLE = frozenset({"RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "INTERNAL", "UNKNOWN"})
 
@@ -142,9 +140,7 @@ class GrpcTransport:
                 ("grpc.max_reconnect_backoff_ms", 1000),
             ],
         )
-        self._calls = {
-            kind: self._channel.unary_unary(signal.rpc, None, None) for kind, signal in SIGNALS.items()
-        }
+        self._calls = {kind: self._channel.unary_unary(signal.rpc, None, None) for kind, signal in SIGNALS.items()}
 
     async def send(self, kind: RecordKind, body: bytes) -> Answer:
         try:
@@ -172,9 +168,7 @@ class HttpTransport:
     _SPLITTABLE = frozenset({400, 413, 500})
 
     def __init__(self, host: str, port: int, timeout_s: float) -> None:
-        self._connections = {
-            kind: http.client.HTTPConnection(host, port, timeout=timeout_s) for kind in SIGNALS
-        }
+        self._connections = {kind: http.client.HTTPConnection(host, port, timeout=timeout_s) for kind in SIGNALS}
 
     async def send(self, kind: RecordKind, body: bytes) -> Answer:
         return await asyncio.to_thread(self._post, kind, body)

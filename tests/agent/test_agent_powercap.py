@@ -71,6 +71,26 @@ def test_many_packages_sort_by_number(tmp_path: Path) -> None:
     assert ids(PowercapReader(tmp_path)) == [f"package-{number}" for number in range(11)]
 
 
+def test_zones_of_other_kinds_are_left_out(tmp_path: Path) -> None:
+    """D-04, D-48: DRAM under psys, zones without a name, and other control types are not in the measured set."""
+    tree = PowercapTree(tmp_path, psys=True)
+    listed = tmp_path / "class" / "powercap"
+    for entry, name in (("intel-rapl:0:0", "dram"), ("dtpm:0", "package-7"), ("intel-rapl:f", None)):
+        (listed / entry).mkdir()
+        for file, text in (("name", name), ("max_energy_range_uj", "1000"), ("energy_uj", "5")):
+            if text is not None:
+                (listed / entry / file).write_text(text)
+    assert ids(PowercapReader(tmp_path)) == list(tree.domain_ids)
+
+
+def test_dram_beside_packages_is_counted(tmp_path: Path) -> None:
+    """D-07: a DRAM zone of its own at the top is outside every package."""
+    tree = PowercapTree(tmp_path, dram=False)
+    (tree.zone_path("package-0/core") / "name").write_text("dram\n")
+    (tree.zone_path("package-0") / "name").write_text("dram\n")
+    assert ids(PowercapReader(tmp_path)) == ["dram"]
+
+
 def test_amd_tree_is_read(tmp_path: Path) -> None:
     """D-07: AMD shows the same files with another range and no DRAM; its core zone is one core's and not counted."""
     PowercapTree(tmp_path, packages=2, dram=False, package_range_uj=AMD_RANGE_UJ)

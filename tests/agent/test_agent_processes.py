@@ -140,6 +140,40 @@ def test_orphan_leaves_the_tree_and_takes_nothing_along(proc: FakeProc) -> None:
     assert jiffies(trees) == {10: 5}
 
 
+@pytest.mark.parametrize("looks", [0, 1])
+def test_time_between_two_namings_is_not_counted(proc: FakeProc, looks: int) -> None:
+    """Design section 4: a process let go and named again counts from its second naming."""
+    proc.start(10)
+    proc.start(20)
+    trees = ProcessTrees(proc.root)
+    trees.name(10)
+    trees.name(20)
+    trees.forget(10)
+    proc.work(10, 50)
+    for _ in range(looks):
+        assert jiffies(trees) == {20: 0}
+    trees.name(10)
+    proc.work(10, 3)
+    assert jiffies(trees) == {10: 3, 20: 0}
+
+
+def test_child_missed_once_is_not_counted_from_its_birth(tmp_path: Path) -> None:
+    """D-08: the kernel's list may miss a child while others end; when it is back only what is new is counted."""
+    proc = FakeProc(tmp_path, children_lists=True)
+    proc.start(10)
+    proc.start(11, parent=10)
+    trees = ProcessTrees(proc.root)
+    trees.name(10)
+    proc.work(11, 40)
+    assert jiffies(trees) == {10: 40}
+    listed = proc.root / "10" / "task" / "10" / "children"
+    listed.write_text("")
+    assert jiffies(trees) == {10: 0}
+    listed.write_text("11")
+    proc.work(11, 2)
+    assert jiffies(trees) == {10: 2}
+
+
 def test_pid_used_again_is_another_process(proc: FakeProc) -> None:
     """Design section 4: pid and start time make a process; a newcomer on an old pid is not the one that was named."""
     proc.start(10, own=100)

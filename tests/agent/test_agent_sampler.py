@@ -97,8 +97,8 @@ def test_800_watts_at_10_hz_are_all_reported(tmp_path: Path) -> None:
     """D-45, D-46: 800 W on a 262 kJ range for 15 min: 720 kJ, three turns of the counter, nothing missing."""
     node = make_node(tmp_path, dram=False)
     for _ in range(900):
-        for _ in range(2):
-            node.sample({"package-0": 800}, millis=500)
+        for _ in range(10):
+            node.sample({"package-0": 800})
     assert node.published("package-0") == node.tree.truth_uj["package-0"] == 720_000 * J
     assert all(tick.gaps == () for tick in node.ticks)
 
@@ -258,6 +258,13 @@ def test_unknown_cpu_time_is_absent(tmp_path: Path) -> None:
     assert node.run(1)[0].cpu_busy_ns is None
     node.proc.write_stat()
     assert [tick.cpu_busy_ns for tick in node.run(2)] == [None, 0]
+
+
+def test_epochs_differ_even_without_a_boot_id(tmp_path: Path) -> None:
+    """Design section 4: two agents on a machine that hides its boot id do not share an epoch."""
+    clock = ManualClock()
+    epochs = {over(NoEnergyReader("x"), tmp_path, clock).batch(0).epoch for _ in range(2)}
+    assert len(epochs) == 2
 
 
 def test_source_without_energy_has_a_gap_and_no_joules(tmp_path: Path) -> None:

@@ -145,13 +145,15 @@ def test_hello_says_what_the_agent_is(tmp_path: Path) -> None:
 def test_window_is_made_of_whole_ticks(tmp_path: Path) -> None:
     """Design section 4: a window of 1.2 s that touches three ticks gives three ticks' energy and says so."""
 
-    async def body() -> tuple[int, dict[str, Any]]:
+    async def body() -> tuple[int, dict[str, Any], dict[str, Any]]:
         async with served(tmp_path) as (node, _), AgentClient(node.path) as client:
             opened = node.clock.wall_ns()
             node.run(5)
-            return opened, await client.window(opened + 900_000_000, opened + 2_100_000_000)
+            aligned = await client.window(opened + S, opened + 3 * S)
+            return opened, await client.window(opened + 900_000_000, opened + 2_100_000_000), aligned
 
-    opened, window = asyncio.run(body())
+    opened, window, aligned = asyncio.run(body())
+    assert (aligned["start_ns"], aligned["end_ns"], aligned["ticks"]) == (str(opened + S), str(opened + 3 * S), 2)
     assert (window["start_ns"], window["end_ns"], window["ticks"]) == (str(opened), str(opened + 3 * S), 3)
     assert window["energy_uj"] == {"package-0": 30 * J, "package-0/dram": 0}
 
@@ -380,16 +382,14 @@ def test_connections_are_bounded(tmp_path: Path) -> None:
     """Protocol: one connection too many is told busy and closed; a freed place is usable again."""
 
     async def body() -> tuple[str, dict[str, Any]]:
-        async with served(tmp_path, max_connections=2) as (node, server):
+        async with served(tmp_path, max_connections=2) as (node, server), AgentClient(node.path) as three:
             async with AgentClient(node.path) as one, AgentClient(node.path) as two:
                 await one.hello()
                 await two.hello()
-                async with AgentClient(node.path) as three:
-                    with pytest.raises(AgentError) as caught:
-                        await three.hello()
+                with pytest.raises(AgentError) as caught:
+                    await three.hello()
             await until(lambda: server.connections == 0)
-            async with AgentClient(node.path) as four:
-                return str(caught.value), await four.hello()
+            return str(caught.value), await three.hello()
 
     message, hello = asyncio.run(body())
     assert str(tmp_path) in message

@@ -143,6 +143,6 @@ def test_every_span_of_the_peer_goes_through_the_sidecar(peer: Path, tmp_path: P
     with OtlpServer() as sink:
         with sidecar(tmp_path, upstream=f"grpc://127.0.0.1:{sink.port}") as endpoint:
             send(peer, endpoint)
-            check_arrived(sink, timeout_s=60)
+            check_arrived(sink, timeout_s=20)
 
         assert [span.name for span in spans(sink) if "energy.method" not in attributes(span)] == []

@@ -1,4 +1,4 @@
-"""The write-ahead log: what was synced is there, whole and in order, whatever happened (design section 2; D-40, C-56)."""
+"""The write-ahead log: what was synced is there, whole and in order, whatever happened (design 2; D-40, C-56)."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_tail_with_a_hole_in_preallocated_zeros_is_healed(tmp_path: Path) -> N
     data[SEGMENT_HEADER + lsns[1] + 300 : SEGMENT_HEADER + lsns[1] + 400] = bytes(100)
     path.write_bytes(data)
     log = opened(tmp_path)
-    assert ([b"kept"], HEADER + 1000) == (read_all(log), log.healed_bytes)
+    assert (read_all(log), log.healed_bytes) == ([b"kept"], HEADER + 1000)
     log.close()
 
 

@@ -42,13 +42,13 @@ def test_a_broken_span_is_found_and_said(fields: dict[str, Any], reason: str, te
 def test_whole_spans_are_not_found() -> None:
     """An end equal to its start and an empty name are OTLP."""
     message = request({}, {"name": ""}, {"parent_span_id": b"odd"})
-    assert (3, []) == (count_spans(message), broken_spans(message))
+    assert (count_spans(message), broken_spans(message)) == (3, [])
 
 
 def test_five_are_named_and_the_rest_counted() -> None:
     """The message stays short however many spans are broken, and however long their names are."""
     text, counts = explain(broken_spans(request(*({"name": f"n{i}" * 60, "span_id": b""} for i in range(9)))))
-    assert {"span_id": 9} == counts
+    assert counts == {"span_id": 9}
     assert text.count("forwarded without energy") == 5
     assert text.endswith("; and 4 more")
     assert len(text) < 1000

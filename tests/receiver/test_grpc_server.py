@@ -24,7 +24,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from simulators.otlp_server import SERVICES
 
 from joulegram_pipeline.errors import BusyError, ConfigError
 from joulegram_pipeline.metrics import Metrics
@@ -32,6 +31,7 @@ from joulegram_pipeline.records import RecordKind
 from joulegram_pipeline.wal import WriteAheadLog
 from joulegram_receiver.grpc_server import GrpcReceiver
 from joulegram_receiver.spool import Spool
+from simulators.otlp_server import SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -72,7 +72,7 @@ async def running(
         try:
             yield client
         finally:
-            await client.channel.close()
+            await client.channel.close(None)
 
 
 def span(**fields: Any) -> dict[str, Any]:
@@ -385,6 +385,6 @@ def test_a_request_under_way_at_stop_is_answered(tmp_path: Path) -> None:
                 asyncio.get_running_loop().call_later(0.1, go.set)
             assert await call == b""
             assert len(client.stored()) == 1
-            await client.channel.close()
+            await client.channel.close(None)
 
     asyncio.run(main())

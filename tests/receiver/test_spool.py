@@ -50,8 +50,9 @@ class SteppingClock:
         raise NotImplementedError
 
 
-def spool_with(directory: Path, sync: HeldSync, **options: int) -> Spool:
-    return Spool(directory, Metrics(), log=WriteAheadLog(directory, sync=sync), **options)
+def spool_with(directory: Path, sync: HeldSync, max_queued_bytes: int = 1 << 20) -> Spool:
+    log = WriteAheadLog(directory, sync=sync)
+    return Spool(directory, Metrics(), log=log, max_queued_bytes=max_queued_bytes)
 
 
 def test_many_appends_share_a_sync_and_all_keep_their_order(tmp_path: Path) -> None:

@@ -52,9 +52,7 @@ def test_every_list_of_packages_names_the_rooms() -> None:
     tool = project()["tool"]
     packages = set(ROOMS.values())
 
-    assert set(tool["hatch"]["build"]["targets"]["wheel"]["packages"]) == {
-        f"{x}/{y}" for x, y in ROOMS.items()
-    }
+    assert set(tool["hatch"]["build"]["targets"]["wheel"]["packages"]) == {f"{x}/{y}" for x, y in ROOMS.items()}
     assert set(tool["hatch"]["build"]["dev-mode-dirs"]) == set(ROOMS)
     assert set(tool["coverage"]["run"]["source_pkgs"]) == packages
     assert set(tool["importlinter"]["root_packages"]) == packages

@@ -26,9 +26,7 @@ FORBIDDEN = {
 
 def own_files() -> list[Path]:
     """Every file that git would keep: what .gitignore names is left out, and .git itself."""
-    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split()] + [
-        ".git"
-    ]
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split()] + [".git"]
     found = []
     for folder, folders, files in os.walk(ROOT):
         here = Path(folder).relative_to(ROOT)
@@ -182,13 +180,9 @@ def test_changelog_is_kept_and_names_this_version() -> None:
     }
 
     assert lines[0] == "# Changelog"
-    assert all(
-        re.fullmatch(r"## \[\d+\.\d+\.\d+\] - (Unreleased|\d{4}-\d{2}-\d{2})", line) for line in versions
-    )
+    assert all(re.fullmatch(r"## \[\d+\.\d+\.\d+\] - (Unreleased|\d{4}-\d{2}-\d{2})", line) for line in versions)
     assert versions[0].startswith(f"## [{joulegram.__version__}] - ")
-    assert sections <= {
-        f"### {x}" for x in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")
-    }
+    assert sections <= {f"### {x}" for x in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")}
     assert entries
     assert [line for line in entries if line[2:].partition(":")[0] not in rooms] == []
 

@@ -42,9 +42,7 @@ def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(where, with_pip=True, symlinks=True)
     python = where / "bin" / "python"
     find = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    own = Path(
-        subprocess.run([python, "-Ic", find], capture_output=True, text=True, check=True).stdout.strip()
-    )
+    own = Path(subprocess.run([python, "-Ic", find], capture_output=True, text=True, check=True).stdout.strip())
     (own / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
     install = [
         str(python),

@@ -51,9 +51,7 @@ class OtlpServer:
         )
         for signal, service in SERVICES.items():
             handler = grpc.unary_unary_rpc_method_handler(self._export(signal))
-            self._server.add_generic_rpc_handlers(
-                (grpc.method_handlers_generic_handler(service, {"Export": handler}),)
-            )
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
 
     def __enter__(self) -> Self:
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")

@@ -102,6 +102,10 @@ class PowercapTree:
         self._inside: dict[str, list[tuple[str, int]]] = {}
         self._class = self.root / "class" / "powercap"
         self._class.mkdir(parents=True)
+        control = self.root / "devices" / "virtual" / "powercap" / "intel-rapl"
+        control.mkdir(parents=True)
+        (control / "enabled").write_text("1\n")
+        (self._class / "intel-rapl").symlink_to(os.path.relpath(control, self._class))
         index = self.first_index
         if self.psys:
             self._zone("psys", f"intel-rapl:{index:x}", "psys", self.package_range_uj)

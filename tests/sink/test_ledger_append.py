@@ -77,12 +77,7 @@ def test_a_replay_appends_nothing_twice(tmp_path: Path) -> None:
     """Records at or below the last position, a pair, are skipped, before and after a restart."""
     with Ledger(tmp_path) as ledger:
         ledger.append([span_record(0, pos=[7, 0]), span_record(1, pos=[7, 1])])
-        assert (
-            ledger.append(
-                [span_record(0, pos=[7, 0]), span_record(1, pos=[7, 1]), span_record(2, pos=[7, 2])]
-            )
-            == 1
-        )
+        assert ledger.append([span_record(0, pos=[7, 0]), span_record(1, pos=[7, 1]), span_record(2, pos=[7, 2])]) == 1
         assert ledger.append([span_record(0, pos=[6, 99])]) == 0
     with Ledger(tmp_path) as ledger:
         assert ledger.append([span_record(i, pos=[7, i]) for i in range(4)]) == 1
@@ -233,9 +228,7 @@ def test_after_a_failed_sync_nothing_is_believed(tmp_path: Path, monkeypatch: py
     ],
     ids=["too-long", "lone-surrogate", "unsafe-integer"],
 )
-def test_a_record_without_a_line_is_refused_with_its_batch(
-    tmp_path: Path, change: dict[str, Any], got: str
-) -> None:
+def test_a_record_without_a_line_is_refused_with_its_batch(tmp_path: Path, change: dict[str, Any], got: str) -> None:
     """A record that cannot be written leaves the ledger as it was."""
     with Ledger(tmp_path) as ledger:
         before = ledger.state()

@@ -177,8 +177,9 @@ LAYOUTS: dict[str, tuple[str, str]] = {
     ),
     "indent 4, CRLF": (
         '{\r\n    "properties": {\r\n        "a": 1\r\n    }\r\n}\r\n',
-        '{\r\n    "properties": {\r\n        "a": 1,\r\n'
-        '        "t": {\r\n            "x": 1.5\r\n        }\r\n    }\r\n}\r\n',
+        '{\n    "properties": {\n        "a": 1,\n        "t": {\n            "x": 1.5\n        }\n    }\n}\n'.replace(
+            "\n", "\r\n"
+        ),
     ),
     "tabs": (
         '{\n\t"properties": {\n\t}\n}',

@@ -1,4 +1,4 @@
-"""The upstream: everything arrives, or is put aside with the reason (design section 2; otlp reference 1.2, 1.3, 2.3)."""
+"""The upstream: everything arrives, or is put aside with the reason (design 2; otlp reference 1.2, 1.3, 2.3)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
-from simulators.otlp_server import OtlpServer
 
 from joulegram_pipeline.errors import ConfigError
 from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
 from joulegram_sink.outbox import Outbox
 from joulegram_sink.upstream import Upstream
+from simulators.otlp_server import OtlpServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -85,6 +85,10 @@ async def forwarding(tmp_path: Path, endpoint: str, *requests: bytes, **options:
             forward.put(*requests)
         async with upstream:
             yield forward
+
+
+def arrived(count: int) -> Callable[[OtlpServer], bool]:
+    return lambda server: len(names(server.taken)) == count
 
 
 def free_port() -> int:
@@ -278,7 +282,7 @@ def test_what_comes_later_is_sent_without_being_asked(tmp_path: Path) -> None:
             for number in range(3):
                 await asyncio.to_thread(forward.put, request(f"s{number}"))
                 expected = number + 1
-                await asyncio.to_thread(server.wait_for, lambda seen, n=expected: len(names(seen.taken)) == n)
+                await asyncio.to_thread(server.wait_for, arrived(expected))
         assert names(server.taken) == ["s0", "s1", "s2"]
 
     with OtlpServer() as server:
@@ -313,7 +317,7 @@ class HttpUpstream:
                 # Without a "Connection: close": what an idle timeout of a real server looks like.
                 self.close_connection = close_each
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the parent's name
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
