@@ -87,6 +87,11 @@ class SpanRecord(TypedDict):
     carbon: SpanCarbon
 
 
+LedgerLine = tuple[int, int, str, str, str]
+"""A ledger line made as text: lsn and ordinal of its position, and its canonical JSON in three parts. Between the first
+and second belongs the member `prev_hash`, between the second and third `seq`; only the ledger knows their values."""
+
+
 @dataclass(frozen=True, slots=True)
 class TableRef:
     """The intensity table a result rests on, as an auditor needs it named.

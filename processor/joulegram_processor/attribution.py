@@ -297,7 +297,5 @@ def add_up(spans: Columns, carried: dict[bytes, Triple]) -> None:
 def _carry(spans: Columns, index: int, carried: dict[bytes, Triple]) -> None:
     key = spans.parents[index]
     held = carried.get(key, (0, 0, 0))
-    cpu, dram, gpu = (
-        held[kind] + spans.own[kind][index] + spans.kids[kind][index] for kind in range(3)
-    )
+    cpu, dram, gpu = (held[kind] + spans.own[kind][index] + spans.kids[kind][index] for kind in range(3))
     carried[key] = (cpu, dram, gpu)

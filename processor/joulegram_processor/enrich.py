@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from joulegram_processor.wire import bool_attribute, double_prefix, string_attribute, without_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 WRITTEN_KEYS = frozenset(
     {
@@ -48,21 +48,19 @@ class Encoder:
     """Encodes attribute sets; the layout of a set of doubles and the text of a set of strings are made once."""
 
     def __init__(self) -> None:
-        self._layouts: dict[tuple[str, ...], tuple[struct.Struct, tuple[bytes, ...]]] = {}
+        self._layouts: dict[tuple[str, ...], Callable[[Sequence[float]], bytes]] = {}
         self._texts: dict[tuple[tuple[str, str | bool], ...], bytes] = {}
 
     def doubles(self, names: tuple[str, ...], values: Sequence[float]) -> bytes:
         """Double attributes, in the order of `names`."""
-        layout = self._layouts.get(names)
-        if layout is None:
-            prefixes = tuple(double_prefix(name) for name in names)
-            layout = (struct.Struct("<" + "".join(f"{len(prefix)}sd" for prefix in prefixes)), prefixes)
-            self._layouts[names] = layout
-        packer, prefixes = layout
-        fields: list[bytes | float] = [b""] * (2 * len(names))
-        fields[::2] = prefixes
-        fields[1::2] = values
-        return packer.pack(*fields)
+        return self.packer(names)(values)
+
+    def packer(self, names: tuple[str, ...]) -> Callable[[Sequence[float]], bytes]:
+        """What turns the values of these double attributes, in this order, into bytes."""
+        known = self._layouts.get(names)
+        if known is None:
+            known = self._layouts[names] = _packer(names)
+        return known
 
     def texts(self, pairs: tuple[tuple[str, str | bool], ...]) -> bytes:
         """String and boolean attributes; remembered, because whole batches share them."""
@@ -77,11 +75,22 @@ class Encoder:
         return known
 
 
-def upsert(span: bytes, attributes: bytes, *, replaces: bool, reported: bool) -> bytes:
-    """A span's content with `attributes` appended; keys it has already are taken out first.
+def _packer(names: tuple[str, ...]) -> Callable[[Sequence[float]], bytes]:
+    prefixes = tuple(double_prefix(name) for name in names)
+    pack = struct.Struct("<" + "".join(f"{len(prefix)}sd" for prefix in prefixes)).pack
+    fields: list[bytes | float] = [b""] * (2 * len(names))
+    fields[::2] = prefixes
+
+    def fill(values: Sequence[float]) -> bytes:
+        fields[1::2] = values
+        return pack(*fields)
+
+    return fill
+
+
+def upsert(span: bytes, attributes: bytes, *, reported: bool) -> bytes:
+    """A span's content with `attributes` appended, after the keys it has already are taken out (A11).
 
     A span whose energy the job reported keeps its own energy attributes.
     """
-    if replaces:
-        span = without_attributes(span, _REPORTED_BYTES if reported else _WRITTEN_BYTES)
-    return span + attributes
+    return without_attributes(span, _REPORTED_BYTES if reported else _WRITTEN_BYTES) + attributes

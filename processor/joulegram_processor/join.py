@@ -11,25 +11,22 @@ Procedure (design sections 4 to 6):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from joulegram_pipeline.energy import Method
 from joulegram_pipeline.exact import apportion, div_half_even
-from joulegram_pipeline.units import UJ_PER_J
+from joulegram_pipeline.units import MG_PER_G, NS_PER_S, UG_PER_G, UJ_PER_J
 from joulegram_processor.energy_store import HOST
 from joulegram_processor.enrich import Encoder
 from joulegram_processor.intensity.carbon import UJ_MG_PER_UG_KWH, carbon_ug
 from joulegram_processor.intensity.uncertainty import CompiledInterval, default_components
-from joulegram_processor.runs import NODE_PREFIX
+from joulegram_processor.spans import END, NAME, START, STATUS, node_of, reported_uj, shortened, status_text
 
 if TYPE_CHECKING:
     from joulegram_pipeline.records import SpanCarbon, SpanEnergy, SpanRecord
-    from joulegram_processor.energy_store import EnergyStore
+    from joulegram_processor.energy_store import EnergyStore, Triple
     from joulegram_processor.intensity.chain import IntensityProvider
-    from joulegram_processor.spans import OpenSpan
-
-MAX_NAME = 1024
-"""Characters of a client's text in a ledger line, which has a limit of its own; the forwarded span keeps all of it."""
+    from joulegram_processor.spans import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +57,64 @@ class Window:
     kinds: tuple[bool, bool, bool]
 
 
-class Joined:
-    """The outcome for one span."""
+@dataclass(slots=True)
+class Settled:
+    """One settled span, for the general path.
 
-    __slots__ = (
-        "align_ug",
-        "attributes",
-        "exclusive_ug",
-        "kinds",
-        "method",
-        "mg_per_kwh",
-        "reason",
-        "record",
-        "reported",
-        "resolution",
-        "scope",
-        "upper_bound",
-    )
+    Args:
+        row: as read.
+        key: trace id + span id.
+        parent: key of the parent, empty for a root.
+        origin: lsn of its request.
+        run_id: of its run.
+        own: exclusive energy by kind, uJ.
+        kids: energy of settled descendants by kind, uJ.
+        scope: the pot its energy came from.
+        extras: attributes the join reads.
+    """
+
+    row: Row
+    key: bytes
+    parent: bytes
+    origin: int
+    run_id: str
+    own: Triple
+    kids: Triple
+    scope: int
+    extras: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Joined:
+    """The outcome for one span; `line` is its ledger record, `attributes` what it gains, encoded."""
 
     attributes: bytes
-    record: SpanRecord
+    line: SpanRecord
     method: str
+    resolution: str
     scope: str
     reason: str | None
     kinds: tuple[bool, bool, bool]
-    reported: bool
     exclusive_ug: int | None
     align_ug: int
     mg_per_kwh: int
-    resolution: str
     upper_bound: bool
+    carbon_reason: str | None
 
+
+@dataclass(slots=True)
+class _Price:
+    """Carbon of one span, and what it adds to attributes."""
+
+    record: SpanCarbon
+    exclusive_ug: int | None = None
+    align_ug: int = 0
+    mg_per_kwh: int = 0
+    resolution: str = ""
+    upper_bound: bool = False
+
+
+ENERGY_UNAVAILABLE = "energy_unavailable"
 
 _KIND_NAMES = ("cpu", "dram", "gpu")
 _NO_KINDS = (False, False, False)
@@ -106,9 +130,8 @@ class Joiner:
 
     def __init__(self, store: EnergyStore, carbon: CarbonModel) -> None:
         self._store = store
-        self._carbon = carbon
-        self._encoder = Encoder()
-        self._table = carbon.intensity.ref.name if carbon.intensity is not None else None
+        self.carbon = carbon
+        self.encoder = Encoder()
         self._intervals: dict[tuple[str, str], CompiledInterval] = {}
 
     def window(self, start_ns: int, end_ns: int) -> Window | None:
@@ -125,155 +148,156 @@ class Joiner:
             at = row.end_ns
         return found if at >= end_ns else None
 
-    def join(self, span: OpenSpan, window: Window | None, pos: list[int]) -> Joined:
+    def join(self, span: Settled, window: Window | None, pos: list[int]) -> Joined:
         """Work out one settled span."""
-        start_ns, end_ns = span.start_ns, span.end_ns
+        row, own, kids = span.row, span.own, span.kids
+        start_ns, end_ns = row[START], row[END]
         duration_ns = end_ns - start_ns
-        own, kids = span.own, span.kids
-        cpu, dram, gpu = own[0] + kids[0], own[1] + kids[1], own[2] + kids[2]
-        total = cpu + dram + gpu
-        exclusive = own[0] + own[1] + own[2]
-        reported = _reported_uj(span) if span.attributes else None
+        by_kind = (own[0] + kids[0], own[1] + kids[1], own[2] + kids[2])
+        total, exclusive = sum(by_kind), sum(own)
         if window is not None:
             method, kinds, reason, covered = window.method, window.kinds, None, duration_ns
         else:
             method, kinds, reason, covered = self._patchwork(start_ns, end_ns)
-        out = Joined()
-        out.method, out.kinds, out.reason = method, kinds, reason
-        out.reported = reported is not None
-        out.scope = scope = "host" if span.scope == HOST else "process"
+        reported = reported_uj(span.extras)
         if reported is not None:
-            method = out.method = Method.REPORTED.value
-            total = reported
+            method, total = Method.REPORTED.value, reported
         unavailable = method == Method.UNAVAILABLE.value
+        scope = "host" if span.scope == HOST else "process"
 
         energy: SpanEnergy = {"method": method}
-        names: list[str] = []
-        values: list[float] = []
+        doubles: dict[str, float] = {}
         texts: list[tuple[str, str | bool]] = [("energy.method", method)]
         if not unavailable:
             energy["scope"] = scope
             energy["total_uj"] = total
             texts.append(("energy.scope", scope))
-            if reported is None:
-                for kind, uj in zip((0, 1, 2), (cpu, dram, gpu), strict=True):
-                    if kinds[kind]:
-                        energy[f"{_KIND_NAMES[kind]}_uj"] = uj  # type: ignore[literal-required]
-                        names.append(f"energy.{_KIND_NAMES[kind]}_j")
-                        values.append(uj / UJ_PER_J)
-                if kinds[2] and duration_ns:
-                    names.append("energy.gpu_w_avg")
-                    values.append(gpu * 1000 / duration_ns)
-                names.append("energy.total_j")
-                values.append(total / UJ_PER_J)
-                if span.node_uj:
-                    names.append("energy.allocation_ratio")
-                    values.append(min(1.0, total / span.node_uj))
-            else:
-                energy["reported_uj"] = reported
             if True in kinds:
                 energy["exclusive_uj"] = exclusive
+        if reported is not None:
+            energy["reported_uj"] = reported
+        elif not unavailable:
+            for kind, uj in enumerate(by_kind):
+                if kinds[kind]:
+                    energy[f"{_KIND_NAMES[kind]}_uj"] = uj  # type: ignore[literal-required]
+                    doubles[f"energy.{_KIND_NAMES[kind]}_j"] = uj / UJ_PER_J
+            if kinds[2] and duration_ns:
+                doubles["energy.gpu_w_avg"] = by_kind[2] * 1000 / duration_ns
+            doubles["energy.total_j"] = total / UJ_PER_J
+            node_uj = sum(self._store.energy(start_ns, end_ns))
+            if node_uj:
+                doubles["energy.allocation_ratio"] = min(1.0, total / node_uj)
         if reason is not None:
             energy["reason"] = reason
             energy["covered_ns"] = str(covered)
             texts.append(("energy.reason", reason))
             if not unavailable:
                 texts.append(("energy.state", "partial"))
-        names.append("timing.duration_s")
-        values.append(duration_ns / 1e9)
-
-        carbon = self._price(span, out, total, exclusive, unavailable, names, values, texts)
-        record: SpanRecord = {
+        doubles["timing.duration_s"] = duration_ns / NS_PER_S
+        price = self._price(span, method, total, exclusive, unavailable=unavailable)
+        carbon = price.record
+        if "ug" in carbon:
+            doubles["carbon.gco2e"] = carbon["ug"] / UG_PER_G
+            doubles["carbon.gco2e_lower"] = carbon["lower_ug"] / UG_PER_G
+            doubles["carbon.gco2e_upper"] = carbon["upper_ug"] / UG_PER_G
+            doubles["carbon.intensity_g_per_kwh"] = price.mg_per_kwh / MG_PER_G
+            texts += self.carbon_texts(price.resolution, upper_bound=price.upper_bound)
+        else:
+            texts.append(("carbon.reason", carbon["reason"]))
+        line: SpanRecord = {
             "kind": "span",
             "pos": pos,
             "origin": span.origin,
             "run_id": span.run_id,
             "trace_id": span.key[:16].hex(),
             "span_id": span.key[16:].hex(),
-            "name": span.name if len(span.name) <= MAX_NAME else span.name[:MAX_NAME] + "…",
+            "name": shortened(row[NAME]),
             "start_ns": str(start_ns),
             "end_ns": str(end_ns),
-            "status": span.status_text,
+            "status": status_text(row[STATUS]),
             "energy": energy,
             "carbon": carbon,
         }
-        if span.parent_key:
-            record["parent_span_id"] = span.parent_key[16:].hex()
-        node = node_of(span)
+        if span.parent:
+            line["parent_span_id"] = span.parent[16:].hex()
+        node = node_of(row[NAME], span.extras)
         if node is not None:
-            record["node"] = node
-        out.record = record
-        out.attributes = self._encoder.doubles(tuple(names), values) + self._encoder.texts(tuple(texts))
-        return out
+            line["node"] = node
+        return Joined(
+            attributes=self.encoder.doubles(tuple(doubles), tuple(doubles.values())) + self.encoder.texts(tuple(texts)),
+            line=line,
+            method=method,
+            resolution=price.resolution,
+            scope=scope,
+            reason=reason,
+            kinds=kinds,
+            exclusive_ug=price.exclusive_ug,
+            align_ug=price.align_ug,
+            mg_per_kwh=price.mg_per_kwh,
+            upper_bound=price.upper_bound,
+            carbon_reason=carbon.get("reason"),
+        )
 
-    def _price(
-        self,
-        span: OpenSpan,
-        out: Joined,
-        total: int,
-        exclusive: int,
-        unavailable: bool,
-        names: list[str],
-        values: list[float],
-        texts: list[tuple[str, str | bool]],
-    ) -> SpanCarbon:
-        out.exclusive_ug = None
-        out.align_ug = out.mg_per_kwh = 0
-        out.resolution = ""
-        out.upper_bound = False
-        model = self._carbon
+    def carbon_texts(self, resolution: str, *, upper_bound: bool) -> list[tuple[str, str | bool]]:
+        """The attributes that say what a span's carbon rests on."""
+        intensity = self.carbon.intensity
+        assert intensity is not None
+        texts: list[tuple[str, str | bool]] = [("carbon.gas", intensity.gas)]
+        if self.carbon.region is not None:
+            texts.append(("carbon.region", self.carbon.region))
+        texts += (
+            ("carbon.resolution", resolution),
+            ("carbon.table", intensity.ref.name),
+            ("carbon.upper_bound", upper_bound),
+        )
+        return texts
+
+    def interval(self, method: str, resolution: str) -> CompiledInterval:
+        """The 95 % interval for a method and resolution, worked out once."""
+        known = self._intervals.get((method, resolution))
+        if known is None:
+            known = self._intervals[method, resolution] = self.carbon.interval(method, resolution)
+        return known
+
+    def _price(self, span: Settled, method: str, total: int, exclusive: int, *, unavailable: bool) -> _Price:
+        model = self.carbon
         if model.intensity is None or unavailable:
-            reason = model.reason if model.intensity is None and model.reason else "energy_unavailable"
-            texts.append(("carbon.reason", reason))
-            return {"reason": reason}
-        segment = model.intensity.segment_at(span.start_ns, span.end_ns)
+            reason = model.reason if model.intensity is None and model.reason else ENERGY_UNAVAILABLE
+            return _Price({"reason": reason})
+        start_ns, end_ns = span.row[START], span.row[END]
+        segment = model.intensity.segment_at(start_ns, end_ns)
         if segment is not None:
             mg, resolution, bound = segment.mg_per_kwh, segment.resolution, segment.upper_bound
-            ug = carbon_ug(total, mg)
-            out.exclusive_ug = carbon_ug(exclusive, mg)
+            ug, exclusive_ug = carbon_ug(total, mg), carbon_ug(exclusive, mg)
         else:
-            ug, mg, resolution, bound = self._across(span, total)
-            out.exclusive_ug = self._across(span, exclusive)[0]
-        key = (out.method, resolution)
-        interval = self._intervals.get(key)
-        if interval is None:
-            interval = self._intervals[key] = model.interval(*key)
-        align = carbon_ug(self._alignment_uj(span, total), mg)
-        lower, upper = interval(ug, align)
-        out.align_ug, out.mg_per_kwh, out.resolution, out.upper_bound = align, mg, resolution, bound
-        names += ("carbon.gco2e", "carbon.gco2e_lower", "carbon.gco2e_upper", "carbon.intensity_g_per_kwh")
-        values += (ug / 1e6, lower / 1e6, upper / 1e6, mg / 1e3)
+            ug, mg, resolution, bound = self._across(start_ns, end_ns, span.scope, total)
+            exclusive_ug = self._across(start_ns, end_ns, span.scope, exclusive)[0]
+        align = carbon_ug(self.alignment_uj(start_ns, end_ns, total), mg)
+        lower, upper = self.interval(method, resolution)(ug, align)
         carbon: SpanCarbon = {
             "ug": ug,
             "lower_ug": lower,
             "upper_ug": upper,
-            "exclusive_ug": out.exclusive_ug,
+            "exclusive_ug": exclusive_ug,
+            "gas": model.intensity.gas,
             "intensity_mg_per_kwh": mg,
             "resolution": resolution,
-            "table": self._table or "",
+            "table": model.intensity.ref.name,
             "upper_bound": bound,
         }
-        carbon["gas"] = model.intensity.gas
-        texts.append(("carbon.gas", model.intensity.gas))
         if model.region is not None:
             carbon["region"] = model.region
-            texts.append(("carbon.region", model.region))
-        texts += (
-            ("carbon.resolution", resolution),
-            ("carbon.table", self._table or ""),
-            ("carbon.upper_bound", bound),
-        )
-        return carbon
+        return _Price(carbon, exclusive_ug, align, mg, resolution, bound)
 
-    def _across(self, span: OpenSpan, energy_uj: int) -> tuple[int, int, str, bool]:
+    def _across(self, start_ns: int, end_ns: int, scope: int, energy_uj: int) -> tuple[int, int, str, bool]:
         """Carbon of a span that crosses table boundaries: (ug, effective mg/kWh, resolution, upper bound).
 
         1. Cut the span where the intensity changes. 2. Weigh each part by what the span's scope spent in it, by its
         length where that is nothing. 3. Split the span's microjoules by those weights. 4. Σ uJ x mg, rounded once.
         """
-        assert self._carbon.intensity is not None
-        parts = self._carbon.intensity.segments(span.start_ns, span.end_ns)
-        weights = [sum(self._store.energy(part.start_ns, part.end_ns, span.scope)) for part in parts]
+        assert self.carbon.intensity is not None
+        parts = self.carbon.intensity.segments(start_ns, end_ns)
+        weights = [sum(self._store.energy(part.start_ns, part.end_ns, scope)) for part in parts]
         if not any(weights):
             weights = [part.end_ns - part.start_ns for part in parts]
         pieces = apportion(energy_uj, weights)
@@ -287,13 +311,12 @@ class Joiner:
             any(part.upper_bound for part in parts),
         )
 
-    def _alignment_uj(self, span: OpenSpan, total: int) -> int:
+    def alignment_uj(self, start_ns: int, end_ns: int, total: int) -> int:
         """How much of the span's energy hangs on where in its first and last tick the node spent it.
 
         Inside a tick the power is taken as uniform. A span that covers the part f of a tick of energy e got f x e; the
         half-width given to that is e x f x (1 - f), nothing at a tick's edge and a quarter of e in its middle.
         """
-        start_ns, end_ns = span.start_ns, span.end_ns
         rows = self._store.rows
         first = self._store.index(start_ns)
         if first >= len(rows) or end_ns <= start_ns:
@@ -329,19 +352,3 @@ class Joiner:
         reason = store.missing_reason(start_ns, end_ns) if covered < end_ns - start_ns or partly else None
         method = methods.pop() if len(methods) == 1 else Method.MIXED.value
         return method, (kinds[0], kinds[1], kinds[2]), reason, covered
-
-
-def node_of(span: OpenSpan) -> str | None:
-    """The ETL node a span is: its `kfm.node`, else what follows ``etl.node.`` in its name (S1-21, S1-22)."""
-    value = span.attributes.get("kfm.node")
-    if isinstance(value, str) and value:
-        return value[:MAX_NAME]
-    return span.name.removeprefix(NODE_PREFIX)[:MAX_NAME] if span.name.startswith(NODE_PREFIX) else None
-
-
-def _reported_uj(span: OpenSpan) -> int | None:
-    """Energy the job itself reported as `energy.cpu_j`, None where it reported none that can be an energy."""
-    value = span.attributes.get("energy.cpu_j")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return round(value * UJ_PER_J) if 0 <= value < 1e12 else None

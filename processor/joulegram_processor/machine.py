@@ -13,30 +13,33 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from joulegram_pipeline.energy import TickBatch
 from joulegram_pipeline.errors import AgentError, DocumentError, WireError
 from joulegram_pipeline.records import RecordKind
-from joulegram_processor.attribution import add_up, attribute
+from joulegram_processor.attribution import Columns, add_up, attribute
 from joulegram_processor.energy_store import EnergyStore
 from joulegram_processor.enrich import WRITTEN_KEYS, upsert
 from joulegram_processor.foreign import ForeignEnergy
 from joulegram_processor.intervals import IntervalSet
-from joulegram_processor.join import Joiner
-from joulegram_processor.runs import MAX_NODES, MAX_TRACES, ROOT_NAME, Run, account_of, publish
+from joulegram_processor.join import Joiner, Settled
+from joulegram_processor.join_columns import ColumnJoiner
+from joulegram_processor.runs import Run, Tally, account_of, publish
 from joulegram_processor.select import Selector
-from joulegram_processor.spans import OpenSpan, SpanReader
-from joulegram_processor.wire import splice
+from joulegram_processor.spans import END, PARENT, SPAN, START, TRACE, Batch, SpanReader, reported_uj
+from joulegram_processor.wire import splice, splice_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from joulegram_pipeline.metrics import Metrics
-    from joulegram_pipeline.records import Json, LogRecord, RunRecord, SpanRecord
+    from joulegram_pipeline.records import Json, LedgerLine, LogRecord, RunRecord, SpanRecord
     from joulegram_processor.energy_store import Triple
-    from joulegram_processor.join import CarbonModel, Joined, Window
+    from joulegram_processor.join import CarbonModel, Window
+    from joulegram_processor.join_columns import Uniform
     from joulegram_processor.runs import Identity
+    from joulegram_processor.spans import Row
     from joulegram_processor.wire import SpanAt
 
 STATE_VERSION = 1
@@ -90,10 +93,12 @@ class Settings:
 class Outputs:
     """What one record brought about, in the order of positions.
 
-    `forward` holds (position, kind, request bytes); `ticks` the batches to archive, with the record's lsn.
+    `lines` and `records` are ledger lines, an output has one or the other; `forward` holds (position, kind, request
+    bytes); `ticks` the batches to archive, with the record's lsn; `pids` processes that spans named.
     """
 
-    ledger: list[SpanRecord] = field(default_factory=list)
+    lines: list[LedgerLine] = field(default_factory=list)
+    records: list[SpanRecord] = field(default_factory=list)
     forward: list[tuple[Position, RecordKind, bytes]] = field(default_factory=list)
     runs: list[RunRecord] = field(default_factory=list)
     ticks: list[tuple[int, bytes]] = field(default_factory=list)
@@ -107,29 +112,34 @@ class LogReader(Protocol):
         """The record at a position."""
 
 
-class _Held:
-    """A request some of whose spans wait; `done` maps span index to its attributes, None for a repeated span."""
-
-    __slots__ = ("done", "lsn", "spans", "waiting")
-
-    def __init__(self, lsn: int, spans: list[OpenSpan]) -> None:
-        self.lsn = lsn
-        self.spans = spans
-        self.waiting = len(spans)
-        self.done: dict[int, tuple[bytes, bool, bool] | None] = {}
-
-
 class _Trace:
-    """Spans of one trace that wait to be settled together."""
+    """Spans of one trace that wait to be settled together: whole batches, or rows of them."""
 
-    __slots__ = ("end_ns", "first_ns", "links", "rooted", "spans")
+    __slots__ = ("count", "end_ns", "first_ns", "links", "parts", "rooted")
 
     def __init__(self, first_ns: int) -> None:
-        self.spans: list[OpenSpan] = []
+        self.parts: list[tuple[Batch, list[int]]] = []
         self.links: dict[bytes, bytes] = {}
         self.first_ns = first_ns
         self.end_ns = 0
         self.rooted = False
+        self.count = 0
+
+
+@dataclass(slots=True)
+class _Settlement:
+    """Spans settled together, column by column, in the order of the log."""
+
+    spans: Columns = field(default_factory=Columns)
+    batches: list[Batch] = field(default_factory=list)
+    at: list[int] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    origins: list[int] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+    extras: list[dict[str, Any]] = field(default_factory=list)
+
+
+_NOTHING: dict[str, Any] = {}
 
 
 class Machine:
@@ -153,6 +163,7 @@ class Machine:
         self._metrics = metrics
         self.store = EnergyStore(retention_ns=settings.retention_ns, share_idle=settings.share_idle)
         self._joiner = Joiner(self.store, carbon)
+        self._columns = ColumnJoiner(self.store, self._joiner)
         self._reader = SpanReader(settings.selector, settings.default_run, WRITTEN_KEYS)
         self._foreign = ForeignEnergy()
         self._measures = False
@@ -160,10 +171,11 @@ class Machine:
         self._carried: dict[bytes, Triple] = {}
         self._seen: set[bytes] = set()
         self._seen_before: set[bytes] = set()
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Batch] = {}
         self._traces: dict[bytes, _Trace] = {}
         self._pending = 0
         self._runs: dict[str, Run] = {}
+        self._tally = Tally(self._runs)
         self._changed_runs: set[str] = set()
         self._run_pids: dict[str, int] = {}
         self.position = 0
@@ -199,9 +211,7 @@ class Machine:
 
     def has_spans_of(self, run_id: str) -> bool:
         """Whether a span of a run has come."""
-        return run_id in self._runs or any(
-            span.run_id == run_id for trace in self._traces.values() for span in trace.spans
-        )
+        return run_id in self._runs or any(run_id in batch.runs for batch in self._held.values())
 
     def _next(self) -> Position:
         self._ordinal += 1
@@ -215,65 +225,63 @@ class Machine:
 
     def _traces_in(self, record: LogRecord) -> Iterator[Outputs]:
         try:
-            spans, links = self._reader.read(record.payload, record.lsn)
+            batch = self._reader.read(record.payload, record.lsn, record.received_ns)
         except WireError:
             # The receiver refuses these; a spool of another version may hold one. It travels on as it came.
-            spans, links = [], {}
-        if not spans:
+            batch = Batch(record.lsn, record.received_ns)
+        if not batch.rows:
             yield self._pass_on(record)
             return
-        held = self._hold(record.lsn, record.received_ns, spans, links)
-        out = Outputs(pids={span.pid for span in spans if span.pid})
-        if not held.waiting:
-            self._release(held, out)
+        self._mark_repeated(batch)
+        self._hold(batch)
+        out = Outputs(pids=set(batch.pids) - {0})
+        if not batch.waiting:
+            self._release(batch, out)
         yield out
         if self._pending > self._settings.max_pending:
             yield from self._settle(self._oldest_traces())
 
-    def _hold(
-        self,
-        lsn: int,
-        received_ns: int,
-        spans: list[OpenSpan],
-        links: dict[bytes, bytes],
-        done: dict[int, tuple[bytes, bool, bool] | None] | None = None,
-    ) -> _Held:
-        held = _Held(lsn, spans)
-        self._held[lsn] = held
-        traces = self._traces
-        for span in spans:
-            if done is not None and span.index in done:
-                held.done[span.index] = done[span.index]
-                held.waiting -= 1
-                continue
-            key = span.key
-            if done is None and self._is_repeated(key):
-                held.done[span.index] = None
-                held.waiting -= 1
-                self._metrics.duplicate_spans.inc()
-                continue
-            if self._run_pids and span.run_id in self._run_pids:
-                span.pid = self._run_pids[span.run_id]
-            trace = traces.get(key[:16])
-            if trace is None:
-                trace = traces[key[:16]] = _Trace(received_ns)
-            trace.spans.append(span)
-            trace.end_ns = max(trace.end_ns, span.end_ns)
-            if not span.parent_key:
-                trace.rooted = True
-            if links:
-                trace.links.update(links)
-            self._pending += 1
-        return held
-
-    def _is_repeated(self, key: bytes) -> bool:
-        seen = self._seen
-        if key in seen or key in self._seen_before:
-            return True
-        seen.add(key)
+    def _mark_repeated(self, batch: Batch) -> None:
+        """Find the spans that were joined before: a retry of a request whose acknowledgement was lost."""
+        keys = [row[TRACE] + row[SPAN] for row in batch.rows]
+        seen, before = self._seen, self._seen_before
+        fresh = set(keys)
+        if len(fresh) == len(keys) and seen.isdisjoint(fresh) and before.isdisjoint(fresh):
+            seen |= fresh
+        else:
+            for at, key in enumerate(keys):
+                if key in seen or key in before:
+                    batch.repeated.add(at)
+                else:
+                    seen.add(key)
+            batch.waiting -= len(batch.repeated)
+            self._metrics.duplicate_spans.inc(len(batch.repeated))
         if len(seen) >= self._settings.dedupe_spans:
             self._seen_before, self._seen = seen, set()
-        return False
+
+    def _hold(self, batch: Batch) -> None:
+        """Put the spans of a batch that are neither repeated nor settled to their traces, to wait."""
+        self._held[batch.lsn] = batch
+        if self._run_pids:
+            batch.pids = [self._run_pids.get(run, pid) for run, pid in zip(batch.runs, batch.pids, strict=True)]
+        by_trace: dict[bytes, list[int]] = {}
+        whole = not batch.repeated and not batch.blobs
+        if whole and len({row[TRACE] for row in batch.rows}) == 1:
+            by_trace[batch.rows[0][TRACE]] = list(range(len(batch.rows)))
+        else:
+            for at, row in enumerate(batch.rows):
+                if at not in batch.repeated and at not in batch.blobs:
+                    by_trace.setdefault(row[TRACE], []).append(at)
+        for trace_id, rows in by_trace.items():
+            trace = self._traces.get(trace_id)
+            if trace is None:
+                trace = self._traces[trace_id] = _Trace(batch.received_ns)
+            trace.parts.append((batch, rows))
+            trace.count += len(rows)
+            trace.end_ns = max(trace.end_ns, *(batch.rows[at][END] for at in rows))
+            trace.rooted = trace.rooted or not all(batch.rows[at][PARENT] for at in rows)
+            trace.links.update(batch.links)
+            self._pending += len(rows)
 
     def _ticks_in(self, record: LogRecord) -> Iterator[Outputs]:
         try:
@@ -313,7 +321,11 @@ class Machine:
         if control.get("type") == "run.start":
             self._run_pids[run_id] = int(control["pid"])
         elif control.get("type") == "run.end":
-            wanted = [key for key, trace in self._traces.items() if any(span.run_id == run_id for span in trace.spans)]
+            wanted = [
+                key
+                for key, trace in self._traces.items()
+                if any(batch.runs[at] == run_id for batch, rows in trace.parts for at in rows)
+            ]
             yield from self._settle(wanted)
             self._run_pids.pop(run_id, None)
             run = self._runs.get(run_id)
@@ -342,145 +354,161 @@ class Machine:
         chosen = []
         for key, trace in self._traces.items():
             chosen.append(key)
-            room -= len(trace.spans)
+            room -= trace.count
             if room <= 0:
                 break
         return chosen
 
     def _settle(self, keys: list[bytes]) -> Iterator[Outputs]:
         """Settle whole traces together: attribute, add up, join, record; requests that are complete leave."""
-        spans: list[OpenSpan] = []
-        for key in keys:
-            trace = self._traces.pop(key)
-            if trace.links:
-                for span in trace.spans:
-                    span.parent_key = _joined_parent(span.parent_key, trace.links)
-            spans += trace.spans
-        if not spans:
+        group = self._gather(keys)
+        if not group.rows:
             return
+        spans = group.spans
         self._pending -= len(spans)
-        spans.sort(key=_by_key)
         attribute(self.store, self.claimed, spans)
         add_up(spans, self._carried)
         while len(self._carried) > MAX_CARRIED:
             del self._carried[next(iter(self._carried))]
-        window = self._joiner.window(min(map(_start, spans)), max(map(_end, spans)))
-        spans.sort(key=_by_origin)
-        for at in range(0, len(spans), CHUNK):
-            yield self._record(spans[at : at + CHUNK], window)
+        start_ns, end_ns = min(spans.starts), max(spans.ends)
+        window = self._joiner.window(start_ns, end_ns)
+        uniform = self._columns.uniform(window, start_ns, end_ns)
+        for first in range(0, len(spans), CHUNK):
+            chosen = list(range(first, min(first + CHUNK, len(spans))))
+            # A span that has a key we write takes the general path: it is replaced, or the energy is its own report.
+            plain = uniform is not None and not any(
+                extra and not WRITTEN_KEYS.isdisjoint(extra) for extra in group.extras[first : first + CHUNK]
+            )
+            if plain and uniform is not None:
+                yield self._record_columns(group, chosen, uniform)
+            else:
+                yield self._record_each(group, chosen, window)
 
-    def _record(self, spans: list[OpenSpan], window: Window | None) -> Outputs:
+    def _gather(self, keys: list[bytes]) -> _Settlement:
+        """The waiting spans of these traces as columns, in the order of the log."""
+        parts: list[tuple[Batch, list[int]]] = []
+        links: dict[bytes, bytes] = {}
+        for key in keys:
+            trace = self._traces.pop(key)
+            parts += trace.parts
+            links.update(trace.links)
+        parts.sort(key=_by_lsn)
+        group = _Settlement()
+        spans = group.spans
+        for batch, at in parts:
+            rows = batch.rows if len(at) == len(batch.rows) else [batch.rows[index] for index in at]
+            group.rows += rows
+            group.at += at
+            group.batches += [batch] * len(rows)
+            group.origins += [batch.lsn] * len(rows)
+            group.runs += batch.runs if len(at) == len(batch.rows) else [batch.runs[index] for index in at]
+            if batch.extras:
+                group.extras += [batch.extras.get(index, _NOTHING) for index in at]
+            else:
+                group.extras += [_NOTHING] * len(rows)
+            spans.pids += batch.pids if len(at) == len(batch.rows) else [batch.pids[index] for index in at]
+        spans.starts = [row[START] for row in group.rows]
+        spans.ends = [row[END] for row in group.rows]
+        spans.keys = [row[TRACE] + row[SPAN] for row in group.rows]
+        spans.parents = [row[TRACE] + row[PARENT] if len(row[PARENT]) == 8 else b"" for row in group.rows]
+        if links:
+            spans.parents = [_joined_parent(parent, links) for parent in spans.parents]
+        return group
+
+    def _record_columns(self, group: _Settlement, chosen: list[int], uniform: Uniform) -> Outputs:
+        """Join and record spans of which one thing holds."""
         out = Outputs()
-        join, lsn, ordinal = self._joiner.join, self._lsn, self._ordinal
-        counts: dict[str, int] = {}
-        for span in spans:
-            joined = join(span, window, [lsn, ordinal])
-            ordinal += 1
-            out.ledger.append(joined.record)
-            counts[joined.method] = counts.get(joined.method, 0) + 1
-            self._count_in(span, joined)
-            held = self._held[span.origin]
-            if self._settings.forwarding:
-                held.done[span.index] = (joined.attributes, span.replaces, joined.reported)
-            held.waiting -= 1
-            if not held.waiting:
-                self._ordinal = ordinal
-                self._release(held, out)
-                ordinal = self._ordinal
-        self._ordinal = ordinal
-        for method, count in counts.items():
-            self._metrics.joined_spans.labels(method).inc(count)
+        out.lines, blobs, carbons, aligns = self._columns.join(
+            uniform,
+            group.spans,
+            chosen,
+            group.rows,
+            group.origins,
+            group.runs,
+            group.extras,
+            self._lsn,
+            self._ordinal,
+        )
+        self._ordinal += len(chosen)
+        self._metrics.joined_spans.labels(uniform.window.method).inc(len(chosen))
+        self._changed_runs |= self._tally.add_columns(
+            group.spans, chosen, group.rows, group.runs, group.extras, uniform, carbons, aligns, self._log_ns
+        )
+        self._give_back(group, chosen, blobs, out)
         return out
 
-    def _release(self, held: _Held, out: Outputs) -> None:
+    def _record_each(self, group: _Settlement, chosen: list[int], window: Window | None) -> Outputs:
+        """Join and record spans one by one."""
+        out = Outputs()
+        spans = group.spans
+        blobs = []
+        for index in chosen:
+            joined = self._joiner.join(
+                Settled(
+                    row=group.rows[index],
+                    key=spans.keys[index],
+                    parent=spans.parents[index],
+                    origin=group.origins[index],
+                    run_id=group.runs[index],
+                    own=(spans.own[0][index], spans.own[1][index], spans.own[2][index]),
+                    kids=(spans.kids[0][index], spans.kids[1][index], spans.kids[2][index]),
+                    scope=spans.scopes[index],
+                    extras=group.extras[index],
+                ),
+                window,
+                [self._lsn, self._ordinal],
+            )
+            self._ordinal += 1
+            out.records.append(joined.line)
+            blobs.append(joined.attributes)
+            self._metrics.joined_spans.labels(joined.method).inc()
+            self._changed_runs.add(group.runs[index])
+            self._tally.add(
+                spans, index, group.rows[index], group.runs[index], group.extras[index], joined, self._log_ns
+            )
+        self._give_back(group, chosen, blobs, out)
+        return out
+
+    def _give_back(self, group: _Settlement, chosen: list[int], blobs: list[bytes], out: Outputs) -> None:
+        """Hand the attributes to the requests they belong to; those that are complete leave."""
+        for index, blob in zip(chosen, blobs, strict=True):
+            batch = group.batches[index]
+            batch.blobs[group.at[index]] = blob
+            batch.waiting -= 1
+            if not batch.waiting:
+                self._release(batch, out)
+
+    def _release(self, batch: Batch, out: Outputs) -> None:
         """Let a request go whose spans are all settled; one that held nothing but repeated spans is not sent again."""
-        del self._held[held.lsn]
-        if not self._settings.forwarding:
+        del self._held[batch.lsn]
+        if not self._settings.forwarding or len(batch.repeated) == batch.total:
             return
-        done = held.done
-        record = self._log.read_at(held.lsn)
-        payload = record.payload
-        if not any(value is not None for value in done.values()) and len(done) == _count_spans(payload):
-            return
+        payload = self._log.read_at(batch.lsn).payload
+        if len(batch.blobs) == batch.total and not batch.extras:
+            sent = splice_all(payload, [batch.blobs[at] for at in range(batch.total)])
+        else:
+            sent = splice(payload, self._editor(batch, payload))
+        out.forward.append((self._next(), RecordKind.TRACES, sent))
 
-        def edit(index: int, at: SpanAt) -> bytes | None:
-            content = payload[at.start : at.end]
-            if index not in done:
+    @staticmethod
+    def _editor(batch: Batch, payload: bytes) -> Callable[[int, SpanAt], bytes | None]:
+        rows = {index: at for at, index in enumerate(batch.indices)}
+
+        def edit(index: int, place: SpanAt) -> bytes | None:
+            content = payload[place.start : place.end]
+            at = rows.get(index)
+            if at is None:
                 return content
-            value = done[index]
-            if value is None:
+            if at in batch.repeated:
                 return None
-            attributes, replaces, reported = value
-            return upsert(content, attributes, replaces=True, reported=reported) if replaces else content + attributes
+            extras = batch.extras.get(at, _NOTHING)
+            if WRITTEN_KEYS.isdisjoint(extras):
+                return content + batch.blobs[at]
+            return upsert(content, batch.blobs[at], reported=reported_uj(extras) is not None)
 
-        out.forward.append((self._next(), RecordKind.TRACES, splice(payload, edit)))
+        return edit
 
     # -- runs ------------------------------------------------------------------------------------------------
-
-    def _count_in(self, span: OpenSpan, joined: Joined) -> None:
-        run = self._runs.get(span.run_id)
-        if run is None:
-            run = self._runs[span.run_id] = Run(span.run_id, self._log_ns)
-        run.changed_ns = self._log_ns
-        self._changed_runs.add(span.run_id)
-        if not run.spans or span.start_ns < run.started_ns:
-            run.started_ns = span.start_ns
-        run.ended_ns = max(run.ended_ns, span.end_ns)
-        run.spans += 1
-        kinds = joined.kinds
-        own = span.own
-        run.cpu_uj += own[0]
-        run.dram_uj += own[1]
-        run.gpu_uj += own[2]
-        run.kinds |= kinds[0] | kinds[1] << 1 | kinds[2] << 2
-        run.methods.add(joined.method)
-        if joined.reason is not None:
-            run.reasons.add(joined.reason)
-        if joined.method != "unavailable":
-            run.scopes.add(joined.scope)
-        if joined.exclusive_ug is not None:
-            run.with_carbon += 1
-            run.carbon_ug += joined.exclusive_ug
-            run.carbon_uj += own[0] + own[1] + own[2]
-            run.factor_weighted += (own[0] + own[1] + own[2]) * joined.mg_per_kwh
-            run.priced.add(f"{joined.method}/{joined.resolution}")
-            run.align_sq += joined.align_ug * joined.align_ug
-            run.upper_bound = run.upper_bound or joined.upper_bound
-        else:
-            run.carbon_reasons.add(joined.record["carbon"].get("reason", "unknown"))
-        trace_id = joined.record["trace_id"]
-        if len(run.traces) < MAX_TRACES:
-            run.traces.add(trace_id)
-        run.is_trace = run.is_trace or trace_id == span.run_id
-        self._describe(run, span, joined)
-
-    def _describe(self, run: Run, span: OpenSpan, joined: Joined) -> None:
-        node = joined.record.get("node")
-        if node is not None and len(run.nodes) < MAX_NODES:
-            energy = joined.record["energy"]
-            run.nodes.append(
-                [
-                    node,
-                    joined.record["trace_id"],
-                    joined.record["span_id"],
-                    str(span.start_ns),
-                    str(span.end_ns),
-                    energy.get("cpu_uj"),
-                    energy.get("gpu_uj"),
-                    energy.get("total_uj"),
-                    joined.record["carbon"].get("ug"),
-                ]
-            )
-        if span.name == ROOT_NAME and not span.parent_key:
-            run.root = joined.record["span_id"]
-            run.status = span.status_text
-            run.ended_by = run.ended_by or "root_span"
-            kind = span.attributes.get("job.type")
-            if isinstance(kind, str) and kind:
-                run.job_type = kind
-        item = span.attributes.get("kfm.stac_item")
-        if isinstance(item, str) and item:
-            run.stac_item = item
 
     def _publish(self) -> Iterator[Outputs]:
         """Publish the runs that ended or were revised; forget those nobody adds to any more."""
@@ -524,13 +552,11 @@ class Machine:
             "seen_before": _pack(self._seen_before),
             "held": [
                 {
-                    "lsn": held.lsn,
-                    "done": {
-                        str(index): None if value is None else [base64.b64encode(value[0]).decode(), value[1], value[2]]
-                        for index, value in held.done.items()
-                    },
+                    "lsn": batch.lsn,
+                    "repeated": sorted(batch.repeated),
+                    "blobs": {str(at): base64.b64encode(blob).decode() for at, blob in batch.blobs.items()},
                 }
-                for held in self._held.values()
+                for batch in self._held.values()
             ],
             "runs": [run.dump() for run in self._runs.values()],
             "run_pids": dict(self._run_pids),
@@ -556,19 +582,19 @@ class Machine:
         self._carried = {bytes.fromhex(key): (v[0], v[1], v[2]) for key, v in state["carried"].items()}
         self._seen = _unpack(state["seen"])
         self._seen_before = _unpack(state["seen_before"])
-        self._runs = {raw["run_id"]: Run.load(raw) for raw in state["runs"]}
+        self._runs.clear()
+        self._runs.update((raw["run_id"], Run.load(raw)) for raw in state["runs"])
         self._changed_runs = {run.run_id for run in self._runs.values() if run.spans != run.published_spans}
         self._run_pids = dict(state["run_pids"])
         self._foreign.load(state["foreign"])
         self._measures = state["measures"]
         for item in state["held"]:
             record = self._log.read_at(item["lsn"])
-            spans, links = self._reader.read(record.payload, record.lsn)
-            done = {
-                int(index): None if value is None else (base64.b64decode(value[0]), value[1], value[2])
-                for index, value in item["done"].items()
-            }
-            self._hold(record.lsn, record.received_ns, spans, links, done)
+            batch = self._reader.read(record.payload, record.lsn, record.received_ns)
+            batch.repeated = set(item["repeated"])
+            batch.blobs = {int(at): base64.b64decode(blob) for at, blob in item["blobs"].items()}
+            batch.waiting -= len(batch.repeated) + len(batch.blobs)
+            self._hold(batch)
 
 
 def _joined_parent(key: bytes, links: dict[bytes, bytes]) -> bytes:
@@ -580,32 +606,8 @@ def _joined_parent(key: bytes, links: dict[bytes, bytes]) -> bytes:
     return key
 
 
-def _by_key(span: OpenSpan) -> tuple[int, int, bytes]:
-    return span.start_ns, span.end_ns, span.key
-
-
-def _by_origin(span: OpenSpan) -> tuple[int, int]:
-    return span.origin, span.index
-
-
-def _start(span: OpenSpan) -> int:
-    return span.start_ns
-
-
-def _end(span: OpenSpan) -> int:
-    return span.end_ns
-
-
-def _count_spans(payload: bytes) -> int:
-    count = 0
-
-    def edit(index: int, at: SpanAt) -> bytes:
-        nonlocal count
-        count = index + 1
-        return payload[at.start : at.end]
-
-    splice(payload, edit)
-    return count
+def _by_lsn(part: tuple[Batch, list[int]]) -> tuple[int, int]:
+    return part[0].lsn, part[1][0]
 
 
 def _pack(keys: set[bytes]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter, le
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from joulegram_pipeline.errors import IdentifierError, WireError
 from joulegram_pipeline.ids import check_run_id
+from joulegram_pipeline.units import UJ_PER_J
 from joulegram_processor.wire import first_span_offset
 
 if TYPE_CHECKING:
@@ -16,7 +18,24 @@ if TYPE_CHECKING:
 Row = tuple[str, bytes, bytes, bytes, int, int, int]
 """Name, trace id, span id, parent span id, start and end (wall clock, ns), status code."""
 
-NAME, TRACE, SPAN, PARENT, START, END, STATUS = range(7)
+NAME: Final = 0
+TRACE: Final = 1
+SPAN: Final = 2
+PARENT: Final = 3
+START: Final = 4
+END: Final = 5
+STATUS: Final = 6
+
+NODE_PREFIX = "etl.node."
+ROOT_NAME = "etl.job"
+
+MAX_NAME = 1024
+"""Characters of a client's text in a ledger line, which has a limit of its own; the forwarded span keeps all of it."""
+
+MAX_REPORTED_J = 1e9
+"""A gigajoule is a megawatt for a quarter of an hour: beyond it a report is no span's energy."""
+
+_STATUS = ("unset", "ok", "error")
 
 _READ_KEYS = frozenset({"energy.cpu_j", "job.id", "job.type", "kfm.node", "kfm.run_id", "kfm.stac_item"})
 _MARKS = (b"energy.", b"job.", b"kfm.", b"carbon.", b"timing.")
@@ -114,7 +133,7 @@ class SpanReader:
             run = run_of(resource) or self._default_run
             for scope_spans in resource_spans.scope_spans:
                 spans = scope_spans.spans
-                rows = [
+                rows: list[Row] = [
                     (
                         span.name,
                         span.trace_id,
@@ -136,7 +155,7 @@ class SpanReader:
     def _take(self, batch: Batch, rows: list[Row], run: str | None, pid: int, attributed: Any | None) -> None:
         """Add the selected and well-formed rows of one scope to the batch."""
         first = batch.total
-        if attributed is None and all(map(self._selects, {row[NAME] for row in rows})) and all(map(_sound, rows)):
+        if attributed is None and all(map(self._selects, set(map(_name, rows)))) and _all_sound(rows):
             batch.indices += range(first, first + len(rows))
             batch.runs += [run] * len(rows) if run is not None else [row[TRACE].hex() for row in rows]
             batch.pids += [pid] * len(rows)
@@ -162,6 +181,21 @@ class SpanReader:
             if len(self._by_name) < _MAX_NAMES:
                 self._by_name[name] = known
         return known
+
+
+_name, _trace, _span = itemgetter(NAME), itemgetter(TRACE), itemgetter(SPAN)
+
+
+def _all_sound(rows: list[Row]) -> bool:
+    """Whether `_sound` holds for every row, asked column by column."""
+    traces, spans = set(map(_trace, rows)), list(map(_span, rows))
+    return (
+        all(map(le, map(itemgetter(START), rows), map(itemgetter(END), rows)))
+        and set(map(len, traces)) <= {16}
+        and set(map(len, spans)) <= {8}
+        and _ZERO_TRACE not in traces
+        and _ZERO_SPAN not in spans
+    )
 
 
 def _sound(row: Row) -> bool:
@@ -222,3 +256,29 @@ def run_of(values: dict[str, Any]) -> str | None:
             except IdentifierError:
                 continue
     return None
+
+
+def shortened(text: str) -> str:
+    """A client's text as a ledger line holds it."""
+    return text if len(text) <= MAX_NAME else text[:MAX_NAME] + "…"
+
+
+def status_text(code: int) -> str:
+    """A span's status as the ledger writes it; a code OTLP does not know is unset."""
+    return _STATUS[code] if 0 <= code < len(_STATUS) else _STATUS[0]
+
+
+def node_of(name: str, extras: dict[str, Any]) -> str | None:
+    """The ETL node a span is: its `kfm.node`, else what follows ``etl.node.`` in its name (S1-21, S1-22)."""
+    value = extras.get("kfm.node")
+    if isinstance(value, str) and value:
+        return shortened(value)
+    return shortened(name.removeprefix(NODE_PREFIX)) if name.startswith(NODE_PREFIX) else None
+
+
+def reported_uj(extras: dict[str, Any]) -> int | None:
+    """Energy the job itself reported as `energy.cpu_j`, None where it reported none that can be an energy."""
+    value = extras.get("energy.cpu_j")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return round(value * UJ_PER_J) if 0 <= value < MAX_REPORTED_J else None

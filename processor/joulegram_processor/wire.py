@@ -173,6 +173,53 @@ def splice(buffer: bytes, edit: Callable[[int, SpanAt], bytes | None]) -> bytes:
     return out
 
 
+def splice_all(buffer: bytes, additions: list[bytes]) -> bytes:
+    """`splice` for the common case: every span, in order of appearance, gains these bytes at its end."""
+    following = iter(additions)
+
+    def scope(start: int, end: int) -> list[bytes]:
+        pieces: list[bytes] = []
+        at = kept = start
+        while at < end:
+            field = at
+            if buffer[at] == _SPANS:
+                at += 1
+            else:
+                tag, at = read_varint(buffer, at)
+                if tag != _SPANS:
+                    at = skip_field(buffer, at, tag)
+                    continue
+            length = buffer[at]
+            if length < 0x80:
+                at += 1
+            elif buffer[at + 1] < 0x80:
+                length += (buffer[at + 1] << 7) - 0x80
+                at += 2
+            else:
+                length, at = read_varint(buffer, at)
+            addition = next(following)
+            after = at + length
+            grown = length + len(addition)
+            two_bytes = 0x80 <= grown < 0x4000
+            size = bytes((0x12, grown & 0x7F | 0x80, grown >> 7)) if two_bytes else b"\x12" + varint(grown)
+            if kept < field:
+                pieces += (buffer[kept:field], size, buffer[at:after], addition)
+            else:
+                pieces += (size, buffer[at:after], addition)
+            at = kept = after
+        if kept < end:
+            pieces.append(buffer[kept:end])
+        return pieces
+
+    def resource(start: int, end: int) -> list[bytes]:
+        return _rewrap(buffer, start, end, _SCOPE_SPANS, scope)
+
+    try:
+        return b"".join(_rewrap(buffer, 0, len(buffer), _RESOURCE_SPANS, resource))
+    except (IndexError, StopIteration):
+        raise WireError("got a request that ends inside a field, or with more spans than were read") from None
+
+
 def _rewrap(buffer: bytes, start: int, end: int, wanted: int, inner: Callable[[int, int], list[bytes]]) -> list[bytes]:
     pieces: list[bytes] = []
     at = kept = start

@@ -146,7 +146,7 @@ class Engine:
                 self._loop.call_soon_threadsafe(self.failed.set)
 
     def _work(self) -> None:
-        machine, spool = self._machine, self._spool
+        machine, spool, outbox = self._machine, self._spool, self._sinks.outbox
         snapshot_at, snapshot_lsn = time.monotonic(), machine.position
         while True:
             if not spool.wait_beyond(machine.position, 0.2):
@@ -161,6 +161,8 @@ class Engine:
                     if not self._commit(outputs):
                         return  # stopped while a sink refused: the next start replays from the last snapshot
             if not self._retry(self._sinks.ledger.sync, "ledger"):
+                return
+            if outbox is not None and not self._retry(outbox.sync, "outbox"):
                 return
             with self._done:
                 self._position = machine.position
@@ -177,7 +179,9 @@ class Engine:
             self._on_pids(outputs.pids)
         if outputs.ticks and not self._retry(lambda: sinks.archive.append(outputs.ticks), "ticks"):
             return False
-        if outputs.ledger and not self._retry(lambda: sinks.ledger.append(outputs.ledger), "ledger"):
+        if outputs.lines and not self._retry(lambda: sinks.ledger.append_lines(outputs.lines), "ledger"):
+            return False
+        if outputs.records and not self._retry(lambda: sinks.ledger.append(outputs.records), "ledger"):
             return False
         outbox = sinks.outbox
         if outbox is not None and outputs.forward and not self._retry(lambda: outbox.append(outputs.forward), "outbox"):
@@ -213,6 +217,8 @@ class Engine:
                 if self.trouble is None:
                     log.error("%s refuses, trying again every %g s: %s", sink, RETRY_S, error)  # noqa: TRY400 - expected
                 self.trouble = f"{sink}: {error}"
+                if self._sinks.ledger.must_reopen:
+                    raise  # what was not synced may be lost: only a start from the last snapshot brings it back
                 if self._stop.wait(RETRY_S):
                     return False
             else:

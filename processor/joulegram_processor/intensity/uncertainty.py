@@ -131,7 +131,7 @@ class CompiledInterval:
         components: relative ones only; an absolute half-width would be counted once for all spans.
     """
 
-    __slots__ = ("_square_ppm", "components")
+    __slots__ = ("components", "square_ppm")
 
     def __init__(self, components: Sequence[Component]) -> None:
         groups: dict[str, int] = {}
@@ -139,11 +139,11 @@ class CompiledInterval:
             assert component.absolute_ug == 0, f"{component.name} is absolute"
             groups[component.group] = groups.get(component.group, 0) + component.relative_ppm
         self.components = tuple(components)
-        self._square_ppm = sum(ppm * ppm for ppm in groups.values())
+        self.square_ppm = sum(ppm * ppm for ppm in groups.values())
 
     def __call__(self, value_ug: int, alignment_ug: int = 0) -> tuple[int, int]:
         """The bounds of one span, in micrograms."""
-        return _bounds(value_ug, self._square_ppm * value_ug * value_ug + _SQUARE_PPM * alignment_ug**2)
+        return _bounds(value_ug, self.square_ppm * value_ug * value_ug + _SQUARE_PPM * alignment_ug**2)
 
     def over(self, total_ug: int, alignment_square_ug2: int = 0) -> tuple[int, int]:
         """The bounds of a sum of spans that all have these components.
@@ -152,7 +152,7 @@ class CompiledInterval:
             total_ug: the sum of their values.
             alignment_square_ug2: the sum of the squares of their alignment errors, which are independent.
         """
-        return _bounds(total_ug, self._square_ppm * total_ug * total_ug + _SQUARE_PPM * alignment_square_ug2)
+        return _bounds(total_ug, self.square_ppm * total_ug * total_ug + _SQUARE_PPM * alignment_square_ug2)
 
 
 def _bounds(value_ug: int, square: int) -> tuple[int, int]:
