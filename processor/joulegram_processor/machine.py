@@ -370,11 +370,11 @@ class Machine:
         add_up(spans, self._carried)
         while len(self._carried) > MAX_CARRIED:
             del self._carried[next(iter(self._carried))]
-        start_ns, end_ns = min(spans.starts), max(spans.ends)
-        window = self._joiner.window(start_ns, end_ns)
-        uniform = self._columns.uniform(window, start_ns, end_ns)
         for first in range(0, len(spans), CHUNK):
             chosen = list(range(first, min(first + CHUNK, len(spans))))
+            start_ns, end_ns = min(spans.starts[first : first + CHUNK]), max(spans.ends[first : first + CHUNK])
+            window = self._joiner.window(start_ns, end_ns)
+            uniform = self._columns.uniform(window, start_ns, end_ns)
             # A span that has a key we write takes the general path: it is replaced, or the energy is its own report.
             plain = uniform is not None and not any(
                 extra and not WRITTEN_KEYS.isdisjoint(extra) for extra in group.extras[first : first + CHUNK]

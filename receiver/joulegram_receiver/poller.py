@@ -18,6 +18,7 @@ from joulegram_pipeline.clock import Clock, SystemClock
 from joulegram_pipeline.energy import Gap, Method, Tick, TickBatch
 from joulegram_pipeline.errors import AgentError, RetryableError
 from joulegram_pipeline.records import RecordKind
+from joulegram_pipeline.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 OVERLAP_REASON = "the tick reaches back over time that was already recorded"
 
 _ANSWER_S = 5.0
+_PATIENCE_S = 5.0
 _FLUSH_STEP_S = 0.05
 
 
@@ -39,9 +41,10 @@ class Poller:
         source: the agent.
         spool: entered before this and left after it.
         interval_s: between two questions.
-        last_end_ns: wall clock up to which the log already has ticks, 0 if none.
+        last_end_ns: wall clock up to which the log already has ticks, 0 if none: then what the agent kept is taken.
         clock: the wall clock of heartbeats.
         answer_s: how long the agent may take before it counts as away.
+        patience_s: how long it is away before its time is written off; what it measured in less is not lost.
     """
 
     def __init__(
@@ -53,13 +56,16 @@ class Poller:
         last_end_ns: int = 0,
         clock: Clock | None = None,
         answer_s: float = _ANSWER_S,
+        patience_s: float = _PATIENCE_S,
     ) -> None:
         self._source = source
         self._spool = spool
         self._interval_s = interval_s
         self._clock = clock or SystemClock()
         self._answer_s = answer_s
+        self._patience_ns = round(patience_s * NS_PER_S)
         self._last_end_ns = last_end_ns
+        self._since_ns = 0
         self._epoch: str | None = None
         self._after = 0
         self._away_epoch = ""
@@ -78,7 +84,7 @@ class Poller:
     async def __aenter__(self) -> Self:
         now_ns = self._clock.wall_ns()
         self._away_epoch = f"away-{now_ns}"
-        self._last_end_ns = self._last_end_ns or now_ns
+        self._since_ns = now_ns
         self._task = asyncio.create_task(self._run(), name="poller")
         return self
 
@@ -128,6 +134,7 @@ class Poller:
             self._named = False
             await self._append_heartbeat(str(error))
             return
+        self._since_ns = self._clock.wall_ns()
         ticks = self._new_ticks(batch.ticks)
         if ticks:
             payload = replace(batch, ticks=tuple(ticks)).to_bytes()
@@ -179,9 +186,12 @@ class Poller:
 
     async def _append_heartbeat(self, reason: str) -> None:
         now_ns = self._clock.wall_ns()
-        if now_ns <= self._last_end_ns:
+        if now_ns - self._since_ns < self._patience_ns:
+            return  # it may come back with the ticks of this time
+        start_ns = self._last_end_ns or self._since_ns
+        if now_ns <= start_ns:
             return
-        tick = Tick(seq=self._away_seq + 1, start_ns=self._last_end_ns, end_ns=now_ns, gaps=(Gap("*", reason),))
+        tick = Tick(seq=self._away_seq + 1, start_ns=start_ns, end_ns=now_ns, gaps=(Gap("*", reason),))
         batch = TickBatch(self._away_epoch, "none", Method.UNAVAILABLE, reason, (), (tick,))
         await self._spool.append(RecordKind.TICKS, batch.to_bytes())
         self._away_seq = tick.seq

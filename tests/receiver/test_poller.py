@@ -80,12 +80,17 @@ def spans(spool: Spool) -> list[tuple[int, int]]:
     return [((tick.start_ns - START) // S, (tick.end_ns - START) // S) for tick in ticks]
 
 
-def poll(tmp_path: Path, body: Callable[[Poller, Agent, Wall, Spool], Awaitable[None]]) -> None:
+def poll(
+    tmp_path: Path, body: Callable[[Poller, Agent, Wall, Spool], Awaitable[None]], patience_s: float = 0.0
+) -> None:
     """Run `body` with a poller that asks only when it is told to: its own interval is an hour."""
 
     async def main() -> None:
         agent, wall = Agent(), Wall()
-        async with Spool(tmp_path, Metrics()) as spool, Poller(agent, spool, 3600.0, clock=wall) as poller:
+        async with (
+            Spool(tmp_path, Metrics()) as spool,
+            Poller(agent, spool, 3600.0, clock=wall, patience_s=patience_s) as poller,
+        ):
             await asyncio.sleep(0)
             await body(poller, agent, wall, spool)
 
@@ -138,6 +143,36 @@ def test_while_the_agent_is_away_time_advances_without_energy(tmp_path: Path) ->
         assert (first.epoch, second_beat.ticks[0].seq) == (second_beat.epoch, first.ticks[0].seq + 1)
 
     poll(tmp_path, body)
+
+
+def test_what_the_agent_kept_from_before_is_taken(tmp_path: Path) -> None:
+    """Ticks from before the sidecar began, while the log has none: a sidecar that was killed loses no energy."""
+
+    async def body(poller: Poller, agent: Agent, wall: Wall, spool: Spool) -> None:
+        agent.publish(START - 2 * S, START - S)
+        agent.publish(START - S, START)
+        assert await poller.flush_until(START, 5)
+        assert spans(spool) == [(-2, -1), (-1, 0)]
+
+    poll(tmp_path, body)
+
+
+def test_an_agent_that_is_away_briefly_loses_nothing(tmp_path: Path) -> None:
+    """Until patience ends no time is written off, and what the agent measured meanwhile is taken when it is back."""
+
+    async def body(poller: Poller, agent: Agent, wall: Wall, spool: Spool) -> None:
+        agent.publish(START, START + S)
+        assert await poller.flush_until(START + S, 5)
+        agent.away = "connection refused"
+        wall.now_ns += 3 * S
+        assert not await poller.flush_until(wall.now_ns, 0.15)
+        agent.away = None
+        agent.publish(START + S, START + 4 * S)
+        assert await poller.flush_until(START + 4 * S, 5)
+        assert spans(spool) == [(0, 1), (1, 4)]
+        assert batches(spool)[1].ticks[0].energy_uj == {"package-0": 2}
+
+    poll(tmp_path, body, patience_s=5.0)
 
 
 def test_energy_of_time_already_recorded_is_missing_not_doubled(tmp_path: Path) -> None:
