@@ -106,8 +106,7 @@ def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Column
                 for low, high in taken.left(start, end)
             ]
         if left:
-            _sweep(store, scope, left, spans.own, order)
-            taken.add(union((start, end) for start, end, _ in left))
+            taken.add(_sweep(store, scope, left, spans.own, order))
 
 
 def _split_at_naming(
@@ -189,66 +188,87 @@ def _sweep(
     pieces: list[Piece],
     own: tuple[list[int], list[int], list[int]],
     order: list[int],
-) -> None:
-    """Steps 5 and 6 for one scope."""
+) -> list[Interval]:
+    """Steps 5 and 6 for one scope; returns the time swept, sorted and disjoint."""
     # An end is twice its instant, a start one more: one sort puts all boundaries in order, ends before starts.
     events = [2 * start + 1 for start, _, _ in pieces]
     events += [2 * end for _, end, _ in pieces]
     events.sort()
-    rows = list(store.overlapping(events[0] >> 1, events[-1] >> 1))
-    several = len(pieces) != len({index for _, _, index in pieces})
+    times, steps, swept_time = _boundaries(events)
+    rows = list(store.overlapping(times[0], times[-1]))
     for kind in range(3):
         pots = [row.pot(scope)[kind] for row in rows]
         if not any(pots):
             continue
-        levels, swept = _levels(events, rows, pots)
+        levels, swept = _levels(times, steps, rows, pots)
         if not swept:
             continue
-        fine: dict[int, int] = {}
-        if several:
-            for start, end, index in pieces:
-                fine[index] = fine.get(index, 0) + levels[end] - levels[start]
-        else:
-            fine = {index: levels[end] - levels[start] for start, end, index in pieces}
+        fine = [0] * len(own[kind])
+        for start, end, index in pieces:
+            fine[index] += levels[end] - levels[start]
         _round(fine, order, swept, own[kind])
+    return swept_time
 
 
-def _levels(events: list[int], rows: list[Row], pots: list[int]) -> tuple[dict[int, int], int]:
+def _boundaries(events: list[int]) -> tuple[list[int], list[int], list[Interval]]:
+    """The distinct instants, how many pieces are open after each, and the time in which any is."""
+    times: list[int] = []
+    steps: list[int] = []
+    open_pieces = 0
+    before = -1
+    for event in events:
+        instant = event >> 1
+        open_pieces += 1 if event & 1 else -1
+        if instant != before:
+            before = instant
+            times.append(instant)
+            steps.append(open_pieces)
+        else:
+            steps[-1] = open_pieces
+    busy: list[Interval] = []
+    began = None
+    for instant, count in zip(times, steps, strict=True):
+        if count and began is None:
+            began = instant
+        elif not count and began is not None:
+            busy.append((began, instant))
+            began = None
+    return times, steps, busy
+
+
+def _levels(times: list[int], steps: list[int], rows: list[Row], pots: list[int]) -> tuple[dict[int, int], int]:
     """The level at each boundary, and the whole microjoules swept while any piece was open."""
     levels: dict[int, int] = {}
     level = carry = open_pieces = swept = last = base = at = 0
     count = len(rows)
     begin, finish, pot = rows[0].start_ns, rows[0].end_ns, pots[0]
     width = finish - begin
-    before = -1
-    for event in events:
-        instant = event >> 1
-        if instant != before:
-            before = instant
-            while finish <= instant and at < count:
-                base += pot
-                at += 1
-                if at < count:
-                    begin, finish, pot = rows[at].start_ns, rows[at].end_ns, pots[at]
-                    width = finish - begin
-            now = base + pot * (instant - begin) // width if at < count and instant > begin else base
-            if open_pieces and now != last:
-                swept += now - last
-                part, carry = divmod((now - last << FINE_BITS) + carry, open_pieces)
-                level += part
-            last = now
-            levels[instant] = level
-        open_pieces += 1 if event & 1 else -1
+    for instant, following in zip(times, steps, strict=True):
+        while finish <= instant and at < count:
+            base += pot
+            at += 1
+            if at < count:
+                begin, finish, pot = rows[at].start_ns, rows[at].end_ns, pots[at]
+                width = finish - begin
+        now = base + pot * (instant - begin) // width if at < count and instant > begin else base
+        if open_pieces and now != last:
+            swept += now - last
+            part, carry = divmod((now - last << FINE_BITS) + carry, open_pieces)
+            level += part
+        last = now
+        levels[instant] = level
+        open_pieces = following
     return levels, swept
 
 
-def _round(fine: dict[int, int], order: list[int], swept: int, own: list[int]) -> None:
+def _round(fine: list[int], order: list[int], swept: int, own: list[int]) -> None:
     """Step 6. What the levels lost to their own rounding, less than a microjoule in all, is in the last part."""
     running = given = 0
     final = -1
     for index in order:
-        if index in fine:
-            running += fine[index]
+        part = fine[index]
+        if part:
+            running += part
             whole = running >> FINE_BITS
             own[index] += whole - given
             given = whole

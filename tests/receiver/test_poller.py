@@ -170,7 +170,7 @@ def test_an_agent_that_is_away_briefly_loses_nothing(tmp_path: Path) -> None:
         agent.publish(START + S, START + 4 * S)
         assert await poller.flush_until(START + 4 * S, 5)
         assert spans(spool) == [(0, 1), (1, 4)]
-        assert batches(spool)[1].ticks[0].energy_uj == {"package-0": 2}
+        assert batches(spool)[1].ticks[0].energy_uj == {"package-0": 5}
 
     poll(tmp_path, body, patience_s=5.0)
 
@@ -240,7 +240,7 @@ def test_an_agent_that_does_not_answer_counts_as_away(tmp_path: Path) -> None:
     async def main() -> None:
         wall = Wall()
         async with Spool(tmp_path, Metrics()) as spool:
-            async with Poller(Hanging(), spool, 3600.0, clock=wall, answer_s=0.02):
+            async with Poller(Hanging(), spool, 3600.0, clock=wall, answer_s=0.02, patience_s=0):
                 wall.now_ns += 2 * S
             assert spans(spool) == [(0, 2)]
             assert batches(spool)[0].reason == "the agent did not answer within 0.02 s"
