@@ -5,6 +5,9 @@ spans and of 1 span, and waits until every span is joined, in the ledger and for
 and system, from the first request until then. Each 512-span request is one trace: a root and its children, which
 overlap; a span has 11 attributes and about 600 bytes.
 
+Beside it, in the same run, stands the floor of the transport: a bare grpcio handler that parses, adds five attributes,
+serialises and forwards, and neither keeps nor joins anything. Machines differ and are shared; the ratio is what counts.
+
     python benchmarks/hot_path.py
     python benchmarks/hot_path.py --seconds 20 --no-upstream
 """
@@ -39,6 +42,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 class Result:
     """One load's figures."""
 
+    system: str
     spans_per_request: int
     in_flight: int
     spans: int
@@ -51,14 +55,14 @@ class Result:
 
     def row(self) -> str:
         return (
-            f"{self.spans_per_request:>5} {self.in_flight:>9} {self.spans:>9} {self.spans / self.wall_s:>10,.0f} "
+            f"{self.system:<10} {self.spans_per_request:>5} {self.in_flight:>9} {self.spans:>9} {self.spans / self.wall_s:>10,.0f} "
             f"{self.spans / self.cpu_s:>12,.0f} {self.p50_ms:>8.1f} {self.p99_ms:>8.1f} {self.rss_mib:>8.0f} "
             f"{self.peak_mib:>8.0f}"
         )
 
 
 HEADER = (
-    f"{'spans':>5} {'in flight':>9} {'sent':>9} {'spans/s':>10} {'spans/CPU-s':>12} {'p50 ms':>8} {'p99 ms':>8} "
+    f"{'system':<10} {'spans':>5} {'in flight':>9} {'sent':>9} {'spans/s':>10} {'spans/CPU-s':>12} {'p50 ms':>8} {'p99 ms':>8} "
     f"{'RSS MiB':>8} {'peak MiB':>8}"
 )
 
@@ -199,6 +203,7 @@ def measure(spans: int, in_flight: int, seconds: float, *, upstream: bool) -> Re
         lines = metric(metrics_port, "joulegram_sink_ledger_lines_total")
         assert lines >= sent, f"{lines} ledger lines for {sent} spans"
         return Result(
+            "joulegram",
             spans,
             in_flight,
             sent,
@@ -216,6 +221,70 @@ def measure(spans: int, in_flight: int, seconds: float, *, upstream: bool) -> Re
         shutil.rmtree(directory)
 
 
+def bare(sink_port: int, ports: Any) -> None:
+    """The floor: what grpcio and protobuf cost by themselves."""
+    export = grpc.insecure_channel(f"127.0.0.1:{sink_port}").unary_unary(EXPORT)
+
+    def handle(body: bytes, context: Any) -> bytes:
+        request = ExportTraceServiceRequest.FromString(body)
+        for resource_spans in request.resource_spans:
+            for scope_spans in resource_spans.scope_spans:
+                for span in scope_spans.spans:
+                    for number in range(5):
+                        item = span.attributes.add()
+                        item.key, item.value.double_value = f"bare.attribute.{number}", 1.5
+        export(request.SerializeToString())
+        return b""
+
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, handler_call_details: Any) -> Any:
+            return grpc.unary_unary_rpc_method_handler(handle)
+
+    server = grpc.server(
+        futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 64 * 1024 * 1024)]
+    )
+    server.add_generic_rpc_handlers((Handler(),))
+    ports.put(server.add_insecure_port("127.0.0.1:0"))
+    server.start()
+    server.wait_for_termination()
+
+
+def measure_bare(spans: int, in_flight: int, seconds: float) -> Result:
+    """The same load on the bare handler."""
+    ports: Queue[Any] = Queue()
+    sink_process = Process(target=sink, args=(ports,), daemon=True)
+    sink_process.start()
+    server = Process(target=bare, args=(ports.get(), ports), daemon=True)
+    server.start()
+    port = ports.get()
+    assert server.pid is not None
+    before = cpu_s(server.pid)
+    start = time.monotonic()
+    out: Queue[Any] = Queue()
+    client = Process(target=drive, args=(port, spans, in_flight, seconds, out), daemon=True)
+    client.start()
+    requests, latencies = out.get()
+    wall = time.monotonic() - start
+    client.join()
+    used = cpu_s(server.pid) - before
+    latencies.sort()
+    result = Result(
+        "bare",
+        spans,
+        in_flight,
+        requests * spans,
+        wall,
+        used,
+        memory_mib(server.pid, "VmRSS"),
+        memory_mib(server.pid, "VmHWM"),
+        1000 * latencies[len(latencies) // 2],
+        1000 * latencies[len(latencies) * 99 // 100],
+    )
+    server.terminate()
+    sink_process.terminate()
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="of sending, each load (default 10)")
@@ -225,8 +294,12 @@ def main() -> None:
     print(HEADER)
     for load in arguments.loads.split(","):
         spans, _, in_flight = load.partition("x")
+        floor = measure_bare(int(spans), int(in_flight), arguments.seconds)
+        print(floor.row(), flush=True)
         result = measure(int(spans), int(in_flight), arguments.seconds, upstream=not arguments.no_upstream)
         print(result.row(), flush=True)
+        ratio = (result.spans / result.cpu_s) / (floor.spans / floor.cpu_s)
+        print(f"{'':<10} joulegram does {ratio:.2f} of the bare handler's spans per CPU-second")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ Invariants:
 A process's own count already holds its children that ended and were waited for. So when a process is gone,
 what was counted for it turns up again in the process that waited, and is taken off there. A child that ended
 without being waited for by its tree (its parent died or ignores SIGCHLD) turns up nowhere, and taking it off
-would make the figure
-fall: the fall is clamped at 0, which hides at most what the tree spent in that one tick. A process that
-    outlives its
-parent leaves the tree. A root that ended is no longer reported: its last fraction of a second is not known.
+would make the figure fall: the fall is clamped at 0, which hides at most what the tree spent in that one tick.
+A process that outlives its parent leaves the tree. A root that ended is no longer reported: what it spent since
+it was last read is not known, so it is read at every sample.
 """
 
 from __future__ import annotations
@@ -69,12 +68,17 @@ class ProcessTrees:
         if not self._roots:
             self._seen.clear()
 
-    def read(self) -> dict[int, int]:
-        """Nanoseconds of CPU time by live root since the last read, or since it was named."""
+    def read(self, *, look: bool = True) -> dict[int, int]:
+        """Nanoseconds of CPU time by live root since the last read, or since it was named.
+
+        Args:
+            look: look for new descendants, which can mean reading all of ``/proc``; else only those known are read,
+                and a new one is counted from its beginning when it is found.
+        """
         if not self._roots:
             return {}
         before = self._seen
-        members = self._members()
+        members = self._members() if look else self._known()
         spent = dict.fromkeys(self._roots, 0)
         for pid, now in members.items():
             was = before.get(pid)
@@ -139,6 +143,18 @@ class ProcessTrees:
                 below = children.get(pid, []) if children is not None else self._children(pid)
                 queue += [child for child in below if child not in self._roots]
         return members
+
+    def _known(self) -> dict[int, _Seen]:
+        """The processes seen last that still live; roots that ended are dropped."""
+        members: dict[int, _Seen] = {}
+        for pid, was in self._seen.items():
+            now = self._stat(pid) if was.root is not None else None
+            if now is not None and now.started == was.started:
+                members[pid] = replace(now, root=was.root)
+        for pid, started in list(self._roots.items()):
+            if pid not in members or members[pid].started != started:
+                del self._roots[pid]
+        return {pid: seen for pid, seen in members.items() if seen.root in self._roots}
 
     def _lists_children(self, pid: int) -> bool:
         return (self._proc / str(pid) / "task" / str(pid) / "children").exists()

@@ -103,6 +103,7 @@ class Sampler:
         self._epoch = ""
         self._seq = 0
         self._edge: _Edge | None = None
+        self._process_ns: dict[int, int] = {}
         self._sampled = (0, 0)
         self._longest_ns = 0
         self._totals = Totals(None, {}, {}, {})
@@ -135,13 +136,16 @@ class Sampler:
         reading = self._reader.read()
         wall_ns, mono_ns = self._clock.wall_ns(), self._clock.mono_ns()
         edge = self._edge
+        closes = edge is not None and mono_ns - edge.mono_ns >= _PUBLISH_NS
+        for pid, spent_ns in self.trees.read(look=closes).items():
+            self._process_ns[pid] = self._process_ns.get(pid, 0) + spent_ns
         self._take(reading, wall_ns, mono_ns)
         if edge is None:
             for accumulator in self._accumulators.values():
                 accumulator.open()
             self._begin(self._make_edge(reading, wall_ns, mono_ns))
             return None
-        if mono_ns - edge.mono_ns < _PUBLISH_NS:
+        if not closes:
             return None
         return self._publish(edge, self._make_edge(reading, wall_ns, mono_ns))
 
@@ -186,7 +190,7 @@ class Sampler:
         self._seq = 0
         self._ring.clear()
         self._edge = edge
-        self.trees.read()
+        self._process_ns = {}
 
     def _publish(self, start: _Edge, end: _Edge) -> Tick | None:
         step_ns = (end.wall_ns - start.wall_ns) - (end.mono_ns - start.mono_ns)
@@ -206,8 +210,9 @@ class Sampler:
             gaps=gaps,
             cpu_busy_ns=cpu_busy_ns,
             cpu_total_ns=cpu_total_ns,
-            process_cpu_ns=self.trees.read(),
+            process_cpu_ns=self._process_ns,
         )
+        self._process_ns = {}
         self._ring.append(tick)
         self._edge = end
         self._totals = Totals(

@@ -33,7 +33,10 @@ def render(summary: RunSummary, console: Console, written: Mapping[str, Path] | 
         # Text and not markup: a span may be called "[red]".
         console.print(Text(text), soft_wrap=True)
 
-    console.print(_table(summary))
+    table, notes = _table(summary)
+    console.print(table)
+    for note in notes:
+        line(note)
     hidden = len(summary.spans) - MAX_ROWS
     if hidden > 0:
         line(f"and {hidden} more spans, each with no more energy than these")
@@ -49,28 +52,44 @@ def render(summary: RunSummary, console: Console, written: Mapping[str, Path] | 
         line(f"ledger problem: {_plain(problem)}")
 
 
-def _table(summary: RunSummary) -> Table:
+def _table(summary: RunSummary) -> tuple[Table, list[str]]:
+    """The spans, and the notes below them: what is too long for a column stands there once."""
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(title=Text(f"run {summary.run_id}"), title_justify="left")
     for heading in ("span", "s", "J", "gCO2e", "95 %", "method", "table"):
         numeric = heading in {"s", "J", "gCO2e", "95 %"}
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        table.add_column(
+            heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric or heading == "method"
+        )
+    tables: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     # An unknown energy is not a small one: such spans come first, so that the cut never hides them behind
     # zeros.
     rows = sorted(summary.spans, key=_largest_first)[:MAX_ROWS]
     for row in rows:
+        method, basis = row.method, _UNKNOWN
+        if row.reason is not None:
+            method += " " + reasons.setdefault(row.reason, f"[{len(reasons) + 1}]")
+        if row.table is not None:
+            basis = tables.setdefault(row.table, _letter(len(tables)))
         table.add_row(
             Text(_plain(row.name)),
             _number(row.duration_s),
             _number(row.total_j),
             _number(row.gco2e),
             _interval(row.gco2e_lower, row.gco2e_upper),
-            Text(row.method if row.reason is None else f"{row.method}: {_plain(row.reason)}"),
-            Text(_plain(row.table or _UNKNOWN)),
+            Text(method),
+            Text(basis),
         )
-    return table
+    notes = [f"table {mark}: {_plain(name)}" for name, mark in tables.items()]
+    return table, notes + [f"{mark} {_plain(reason)}" for reason, mark in reasons.items()]
+
+
+def _letter(index: int) -> str:
+    """Name the tables a to z, then a1, b1 …."""
+    return chr(ord("a") + index % 26) + (str(index // 26) if index >= 26 else "")
 
 
 def _totals(run_id: str, totals: RunTotals, line: Callable[[str], None]) -> None:

@@ -324,3 +324,20 @@ def test_ticks_add_up_to_the_truth(
     assert node.published("package-1") == totals.energy_uj["package-1"]
     assert totals.energy_uj["package-1"] + totals.unplaced_uj["package-1"] == node.tree.truth_uj["package-1"]
     assert all(gap.domain == "package-1" for tick in node.ticks for gap in tick.gaps)
+
+
+def test_a_process_that_ends_inside_a_window_keeps_what_it_spent(tmp_path: Path) -> None:
+    """CPU time is read with every sample, so a job's last second is its own up to the last sample before its end."""
+    node = make_node(tmp_path)
+    node.proc.start(10, own=500)
+    node.sampler.trees.name(10)
+    node.proc.work(10, 30)
+    node.clock.advance(S // 2)
+    assert node.sampler.sample() is None
+    node.proc.end(10)
+    node.clock.advance(S // 2)
+    tick = node.sampler.sample()
+    assert tick is not None
+    assert tick.process_cpu_ns == {10: 30 * JIFFY_NS}
+    (tick,) = node.run(1)
+    assert tick.process_cpu_ns == {}

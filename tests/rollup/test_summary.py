@@ -84,7 +84,8 @@ def test_what_is_not_known_is_absent_and_explained(tmp_path: Path) -> None:
     assert "gco2e" not in to_json(summary)["totals"]
     assert "null" not in json.dumps(to_json(summary))
     text = shown(summary)
-    assert "unavailable: no source" in text
+    assert "unavailable [1]" in text
+    assert "\n[1] no source\n" in text
     assert "energy: not known: no energy source on this node" in text
     assert "carbon: not known: energy is not known" in text
     assert " 0 J" not in text
