@@ -209,6 +209,11 @@ class Machine:
         """The lowest lsn that a request still waiting will be read from; `position` where none waits."""
         return min(self._held, default=self.position)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether any span waits for its energy."""
+        return self._pending > 0
+
     def has_spans_of(self, run_id: str) -> bool:
         """Whether a span of a run has come."""
         return run_id in self._runs or any(run_id in batch.runs for batch in self._held.values())

@@ -54,15 +54,16 @@ def render(summary: RunSummary, console: Console, written: Mapping[str, Path] | 
 
 def _table(summary: RunSummary) -> tuple[Table, list[str]]:
     """The spans, and the notes below them: what is too long for a column stands there once."""
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(title=Text(f"run {summary.run_id}"), title_justify="left")
+    table = Table(
+        title=Text(f"run {summary.run_id}"), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for heading in ("span", "s", "J", "gCO2e", "95 %", "method", "table"):
         numeric = heading in {"s", "J", "gCO2e", "95 %"}
-        table.add_column(
-            heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric or heading == "method"
-        )
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=heading != "span")
     tables: dict[str, str] = {}
     reasons: dict[str, str] = {}
     # An unknown energy is not a small one: such spans come first, so that the cut never hides them behind
@@ -128,7 +129,7 @@ def _interval(lower: float | None, upper: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return _UNKNOWN if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _plain(text: str) -> str:

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from joulegram_pipeline.errors import DocumentError, RetryableError
+from joulegram_pipeline.errors import DocumentError, RetryableError, StorageError
 from joulegram_pipeline.files import replace_file, safe_mkdir
 from joulegram_sink.ledger_format import run_line
 
@@ -127,6 +127,7 @@ class Engine:
             except ValueError as error:
                 raise DocumentError(f"got snapshot {str(self._state_file)!r} that is no JSON: {error}") from error
         position = self._spool.start_lsn if state is None else int(state["position"])
+        self._check_ahead(position)
         for lsn, batch in archived:
             if lsn < position:
                 self._machine.store.add(batch)
@@ -135,6 +136,20 @@ class Engine:
         else:
             self._machine.position = position
         self._position = position
+
+    def _check_ahead(self, position: int) -> None:
+        """Refuse a spool that ends before what was made from it: its positions would be used twice.
+
+        Raises:
+            StorageError: quoting both positions and what to do.
+        """
+        last = self._sinks.ledger.last_pos
+        ahead = max(position, 0 if last is None else last[0])
+        if ahead > self._spool.durable_lsn:
+            raise StorageError(
+                f"the spool ends at position {self._spool.durable_lsn}, but snapshot and ledger were made from one up "
+                f"to {ahead}: the spool was removed, replaced or cut. Put it back, or start on another --data-dir"
+            )
 
     def _run(self) -> None:
         # Spans come and go by the ten thousand and make no cycles: looking for some at the default pace costs a tenth

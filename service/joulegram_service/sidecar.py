@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LAST_TICKS_S = 2.5
+"""How long a stop waits for the tick that covers the last spans; an agent publishes one a second."""
+
 MAX_NAMED = 256
 """Processes named to the agent at most; spans of others have scope host."""
 
@@ -168,7 +171,9 @@ class Sidecar:
             )
         self.agent = source
         self.poller = Poller(source, self.spool, last_end_ns=self.machine.store.watermark_ns)
-        await enter_all(stack, [source, self.poller, self.receiver, self.health])
+        await enter_all(stack, [source, self.poller])
+        stack.push_async_callback(self._bring_last_ticks)
+        await enter_all(stack, [self.receiver, self.health])
 
     # -- what `joulegram run` tells it -------------------------------------------------------------------------
 
@@ -226,6 +231,12 @@ class Sidecar:
         if self.engine.trouble is not None:
             reasons.append(self.engine.trouble)
         return reasons
+
+    async def _bring_last_ticks(self) -> None:
+        """After the receiver stopped: what came in the last second can still get its energy."""
+        await self.engine.drain(LAST_TICKS_S)
+        if self.machine.is_waiting:
+            await self.poller.flush_until(time.time_ns(), LAST_TICKS_S)
 
     async def _drain(self) -> None:
         budget_s = self.config.shutdown.drain_timeout / 1e9

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from joulegram_pipeline.errors import DocumentError, RetryableError
 from joulegram_pipeline.files import replace_file, safe_mkdir
 from joulegram_pipeline.ids import check_run_id
 from joulegram_sink.prov import prov_document
@@ -71,8 +72,7 @@ class RunDocuments:
 
         Raises:
             IdentifierError: the run id may not be part of a path (D-41).
-            DocumentError: the Item is not one, or not where Items may be; the other two are written.
-            BusyError: the Item's folder stayed locked; the other two are written.
+            DocumentError: the Item is not one, not where Items may be, locked or read-only; the other two are written.
             StorageError: the disk refused; what came before in the order is written.
         """
         kind = TELEMETRY_JSON
@@ -87,7 +87,11 @@ class RunDocuments:
             if run.stac_item is not None:
                 kind = STAC_ITEM
                 item = resolve_item(run.stac_item, self._roots)
-                update_item(item, rollup, _assets(written), self._telemetry_key)
+                try:
+                    update_item(item, rollup, _assets(written), self._telemetry_key)
+                except RetryableError as error:
+                    # The Item is the job's: one that is locked or read-only must not hold up everybody's ledger.
+                    raise DocumentError(f"STAC Item {str(item)!r} was not patched: {error}") from error
                 written[kind] = item
                 self._count(kind)
         except Exception:

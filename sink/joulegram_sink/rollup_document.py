@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 from joulegram_pipeline.clock import utc_iso
@@ -102,9 +101,11 @@ def document_bytes(document: dict[str, Any]) -> bytes:
 
 def _factor(run: RunRecord, kwh: float | None, co2_kg: float | None) -> float | None:
     declared = run.factor_kg_per_kwh
-    if declared is None or kwh is None or not co2_kg or math.isclose(kwh * declared, co2_kg, rel_tol=1e-9):
+    if declared is None or kwh is None or not co2_kg:
         return declared
-    # Carbon is counted in whole micrograms; over a small run their rounding shows in the ninth digit.
+    # Carbon is a sum of whole micrograms, one rounding a span: within that the table's own figure stands.
+    if abs(kwh * declared - co2_kg) * UG_PER_KG <= max(1.0, run.spans / 2):
+        return declared
     assert run.energy_uj is not None
     assert run.carbon_ug is not None
     return (run.carbon_ug * UJ_PER_KWH) / (run.energy_uj * UG_PER_KG)
