@@ -83,11 +83,12 @@ def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Column
         groups = {}
         for index, pid in enumerate(spans.scopes):
             groups.setdefault(pid, []).append(index)  # type: ignore[union-attr]
+    homes = list(spans.scopes)  # what is nested by; the scopes themselves change at the instant of naming
     at = dict(zip(spans.keys, range(count), strict=True))
 
     by_scope: dict[int, list[Piece]] = {}
     for pid, members in groups.items():
-        pieces = innermost(spans, members, at, whole=len(groups) == 1)
+        pieces = innermost(spans, members, at, homes, whole=len(groups) == 1)
         if pid == HOST:
             by_scope.setdefault(HOST, []).extend(pieces)
         else:
@@ -124,20 +125,23 @@ def _split_at_naming(
             own.append((named_from, end, index))
 
 
-def innermost(spans: Columns, members: Iterable[int], at: dict[bytes, int], *, whole: bool) -> list[Piece]:
+def innermost(
+    spans: Columns, members: Iterable[int], at: dict[bytes, int], homes: list[int], *, whole: bool
+) -> list[Piece]:
     """The pieces of time in which a member is open and none of its descendants among the members is.
 
     Args:
         spans: the columns.
         members: indices of the spans of one process.
         at: index of each span by key.
+        homes: the process each span is nested in, by index.
         whole: whether the members are all there are, so that a parent found is one of them.
     """
-    starts, ends, parents, scopes = spans.starts, spans.ends, spans.parents, spans.scopes
+    starts, ends, parents = spans.starts, spans.ends, spans.parents
     children: dict[int, list[int]] = {}
     for index in members:
         parent = at.get(parents[index])
-        if parent is not None and parent != index and (whole or scopes[parent] == scopes[index]):
+        if parent is not None and parent != index and (whole or homes[parent] == homes[index]):
             if parent in children:
                 children[parent].append(index)
             else:
@@ -162,24 +166,44 @@ def innermost(spans: Columns, members: Iterable[int], at: dict[bytes, int], *, w
 
 
 def _children_first(children: dict[int, list[int]]) -> list[int]:
-    """The spans that have children, each after those below it; a cycle of parents is cut where it is met."""
-    below = {child for group in children.values() for child in group if child in children}
-    order: list[int] = []
-    seen: set[int] = set()
-    for root in [*(index for index in children if index not in below), *children]:
-        if root in seen:
-            continue
-        stack = [root]
-        seen.add(root)
-        while stack:
-            index = stack.pop()
-            order.append(index)
-            for child in children[index]:
-                if child in children and child not in seen:
-                    seen.add(child)
-                    stack.append(child)
+    """The spans that have children, each after those below it; the arcs of a cycle of parents are cut."""
+    above = {child: index for index, group in children.items() for child in group if child in children}
+    order = _downwards(children, [index for index in children if index not in above])
+    if len(order) < len(children):  # the rest is cycles and what hangs below them
+        reached = set(order)
+        looping = _cycles(above, [index for index in children if index not in reached])
+        for index in looping:
+            children[index] = [child for child in children[index] if child not in looping]
+        order += _downwards(children, list(looping))
     order.reverse()
     return order
+
+
+def _downwards(children: dict[int, list[int]], roots: list[int]) -> list[int]:
+    """The spans that have children, each after the one above it."""
+    order: list[int] = []
+    stack = roots
+    while stack:
+        index = stack.pop()
+        order.append(index)
+        stack += [child for child in children[index] if child in children]
+    return order
+
+
+def _cycles(above: dict[int, int], suspects: list[int]) -> set[int]:
+    """Those of the suspects that are their own ancestors."""
+    looping: set[int] = set()
+    done: set[int] = set()
+    for index in suspects:
+        path: list[int] = []
+        at = index
+        while at not in done:
+            done.add(at)
+            path.append(at)
+            at = above[at]
+        if at in path:
+            looping.update(path[path.index(at) :])
+    return looping
 
 
 def _sweep(

@@ -6,6 +6,8 @@ Invariants:
     * where telemetry goes is said by OpenTelemetry's own variables, and by nothing else (S1-17).
 """
 
+# ruff: noqa: PLC0415 - importing this module costs nothing; what is slow is imported when a run starts
+
 from __future__ import annotations
 
 import atexit

@@ -5,6 +5,8 @@ Invariants:
     * bytes are integers, of the whole host and not of this process (D-31, D-34, C-13).
 """
 
+# ruff: noqa: PLC0415 - psutil may be absent
+
 from __future__ import annotations
 
 import time

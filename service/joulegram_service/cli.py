@@ -64,7 +64,11 @@ MetricsFlag = Annotated[
 ]
 SocketFlag = Annotated[
     Path | None,
-    typer.Option("--agent-socket", help="Socket of a running `joulegram agent`.", show_default="an agent of its own"),
+    typer.Option(
+        "--agent-socket",
+        help="Socket of a running `joulegram agent`.",
+        show_default="/run/joulegram/agent.sock where it may be used, else an agent of its own",
+    ),
 ]
 FactorFlag = Annotated[
     str | None,
@@ -152,7 +156,9 @@ def run(
     sysfs_root: SysfsFlag = None,
     emission_factor: FactorFlag = None,
     emission_factor_source: FactorSourceFlag = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON; the command's stdout goes to stderr.")
+    ] = False,
 ) -> None:
     """See RUN_HELP."""
     from joulegram_service.run import Launch, run_command
@@ -160,7 +166,7 @@ def run(
     if command[0] == "--":
         command = command[1:]
     # Forked before anything that starts threads is imported; it waits for its environment.
-    launch = Launch(command) if command else None
+    launch = Launch(command, quiet=as_json) if command else None
     if launch is None:
         raise typer.Exit(_usage("run: got no command, expected one after `--`"))
     try:

@@ -96,7 +96,10 @@ class TelemetryConfig(_Section):
 
 
 class AgentConfig(_Section):
-    """Where energy comes from: an agent behind a socket, or one inside the sidecar where `socket` is not set."""
+    """Where energy comes from: an agent behind a socket, or one inside the sidecar.
+
+    Where `socket` is not set and `source` is auto, /run/joulegram/agent.sock is used if it is there and may be used.
+    """
 
     socket: Path | None = None
     source: Literal["auto", "powercap", "model", "none"] = "auto"

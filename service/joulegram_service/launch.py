@@ -33,9 +33,10 @@ class Launch:
 
     Args:
         command: program and arguments.
+        quiet: its standard output goes to standard error, so that ours holds the summary alone.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], *, quiet: bool = False) -> None:
         self.command = list(command)
         go_read, self._go = os.pipe()
         self._told, told_write = os.pipe()
@@ -43,7 +44,7 @@ class Launch:
         if self.pid == 0:
             os.close(self._go)
             os.close(self._told)
-            _become(self.command, go_read, told_write)
+            _become(self.command, go_read, told_write, quiet=quiet)
         os.close(go_read)
         os.close(told_write)
         self._waiting = True
@@ -93,13 +94,15 @@ def _in_foreground() -> bool:
         return False
 
 
-def _become(command: list[str], go: int, told: int) -> None:
+def _become(command: list[str], go: int, told: int, *, quiet: bool) -> None:
     """In the child: wait for the environment, then exec; never returns."""
     try:
         with os.fdopen(go, "rb") as pipe:
             raw = pipe.read()
         if not raw:
             os._exit(0)
+        if quiet:
+            os.dup2(2, 1)
         os.set_inheritable(told, False)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)

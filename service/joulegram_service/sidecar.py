@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ log = logging.getLogger(__name__)
 
 LAST_TICKS_S = 2.5
 """How long a stop waits for the tick that covers the last spans; an agent publishes one a second."""
+
+DEFAULT_SOCKET = Path("/run/joulegram/agent.sock")
+"""Where `joulegram agent` listens unless told otherwise; used where it may be, before an agent of our own."""
 
 MAX_NAMED = 256
 """Processes named to the agent at most; spans of others have scope host."""
@@ -163,8 +167,11 @@ class Sidecar:
             await enter_all(stack, [outbox, self._upstream])
         await enter_all(stack, [self.spool, self.engine])
         stack.push_async_callback(self._drain)
-        if config.agent.socket is not None:
-            source: Any = AgentClient(config.agent.socket)
+        agent_socket = config.agent.socket
+        if agent_socket is None and config.agent.source == "auto" and os.access(DEFAULT_SOCKET, os.R_OK | os.W_OK):
+            agent_socket = DEFAULT_SOCKET
+        if agent_socket is not None:
+            source: Any = AgentClient(agent_socket)
         else:
             source = open_agent(
                 config.agent.source, sysfs_root=config.agent.sysfs_root, proc_root=config.agent.proc_root

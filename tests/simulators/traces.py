@@ -1,4 +1,4 @@
-"""Builders of what stands in the log: OTLP trace and metrics requests, ticks and control records, and the log itself."""
+"""Builders of what stands in the log: OTLP trace and metrics requests, ticks, control records; and the log itself."""
 
 from __future__ import annotations
 
