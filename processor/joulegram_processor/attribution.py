@@ -6,7 +6,7 @@ Invariants:
     * the result depends on the set of spans settled together, not on their order.
 
 Procedure, for spans settled together:
-    1. Nest: a span's children are those that name it as parent within the same process.
+    1. Nest: a span's children are those that name it as parent within the same process; a cycle of parents nests nobody.
     2. A span is innermost where it is open and no descendant is: its interval less the union of theirs.
     3. Each such piece lies in a scope: the span's process from the moment it was named, before that the host.
     4. Take away the time that was claimed before.

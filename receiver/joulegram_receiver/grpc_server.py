@@ -107,6 +107,7 @@ class GrpcReceiver:
         if not spans:
             return b""
         broken = broken_spans(message)
+        del message  # its memory is wanted by the next request while this one waits for the disk
         await self._store(RecordKind.TRACES, "traces", request, context)
         self._metrics.accepted_spans.inc(spans)
         if not broken:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from joulegram_agent import DEFAULT_SOCKET
 from joulegram_pipeline.errors import ConfigError, JoulegramError
 
 if TYPE_CHECKING:
@@ -228,9 +229,7 @@ def serve(
 
 @app.command(help=AGENT_HELP)
 def agent(
-    socket: Annotated[Path, typer.Option("--socket", help="Path of the socket; its mode is 0660.")] = Path(
-        "/run/joulegram/agent.sock"
-    ),
+    socket: Annotated[Path, typer.Option("--socket", help="Path of the socket; its mode is 0660.")] = DEFAULT_SOCKET,
     source: SourceFlag = None,
     sysfs_root: SysfsFlag = None,
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from joulegram import __version__
+from joulegram_agent import DEFAULT_SOCKET
 from joulegram_agent.client import AgentClient
 from joulegram_agent.main import open_agent
 from joulegram_pipeline.files import DirectoryLock, safe_mkdir
@@ -44,9 +45,6 @@ log = logging.getLogger(__name__)
 
 LAST_TICKS_S = 2.5
 """How long a stop waits for the tick that covers the last spans; an agent publishes one a second."""
-
-DEFAULT_SOCKET = Path("/run/joulegram/agent.sock")
-"""Where `joulegram agent` listens unless told otherwise; used where it may be, before an agent of our own."""
 
 MAX_NAMED = 256
 """Processes named to the agent at most; spans of others have scope host."""
