@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,10 @@ from joulegram_pipeline.errors import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+_MAX_COUNT = 2**53 - 1
+_MAX_DECIMAL = 2**63 - 1
+_DIGITS = re.compile(r"[0-9]{1,19}")
 
 PUBLISH_S = 1.0
 """No energy is published for a window shorter than this (design section 4)."""
@@ -121,15 +126,15 @@ class Tick:
         """
         try:
             tick = cls(
-                seq=int(raw["seq"]),
-                start_ns=int(raw["start_ns"]),
-                end_ns=int(raw["end_ns"]),
+                seq=_whole(raw["seq"], _MAX_COUNT),
+                start_ns=_decimal(raw["start_ns"]),
+                end_ns=_decimal(raw["end_ns"]),
                 energy_uj=_counts(raw.get("energy_uj", {})),
                 static_uj=_counts(raw.get("static_uj", {})),
                 gaps=tuple(Gap(str(gap["domain"]), str(gap["reason"])) for gap in raw.get("gaps", ())),
                 cpu_busy_ns=_count(raw.get("cpu_busy_ns")),
                 cpu_total_ns=_count(raw.get("cpu_total_ns")),
-                process_cpu_ns={int(pid): value for pid, value in _counts(raw.get("process_cpu_ns", {})).items()},
+                process_cpu_ns={_decimal(pid): value for pid, value in _counts(raw.get("process_cpu_ns", {})).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AgentError(f"got tick {raw!r}: {type(error).__name__}: {error}") from error
@@ -228,18 +233,25 @@ def domains_from_json(raw: Iterable[Mapping[str, Any]]) -> tuple[Domain, ...]:
         Domain(
             str(item["id"]),
             DomainKind(item["kind"]),
-            None if item.get("max_range_uj") is None else int(item["max_range_uj"]),
+            None if item.get("max_range_uj") is None else _decimal(item["max_range_uj"]),
         )
         for item in raw
     )
 
 
 def _count(value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"got {value!r}, expected a non-negative integer")
+    return None if value is None else _whole(value, _MAX_COUNT)
+
+
+def _whole(value: Any, limit: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+        raise ValueError(f"got {value!r}, expected a non-negative integer up to {limit}")
     return value
+
+
+def _decimal(value: Any) -> int:
+    """A count that may pass what JSON's readers hold exactly, and so is written as text."""
+    return _whole(int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value, _MAX_DECIMAL)
 
 
 def _counts(raw: Mapping[str, Any]) -> dict[str, int]:

@@ -32,7 +32,8 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
         weights: non-negative integers, not all zero unless `total` is 0.
 
     Raises:
-        ValueError: on a programming error only: a negative or an all-zero weight vector with something to split.
+        ValueError: on a programming error only: a negative total, or weights that do not add up to more than 0 with
+            something to split.
     """
     whole = sum(weights)
     if whole <= 0 or total < 0:

@@ -89,15 +89,20 @@ class DirectoryLock:
             ) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except BlockingIOError as error:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(fd)
             raise BusyError(
                 f"data directory {str(self._directory)!r} is in use by another joulegram (pid {holder}); "
                 "stop it or give this one another --data-dir"
             ) from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(fd)
+            raise StorageError(
+                f"data directory {str(self._directory)!r} cannot be locked: {error.strerror or error}"
+            ) from error
         self._fd = fd
         return self
 

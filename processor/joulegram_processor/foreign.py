@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from joulegram_pipeline.energy import Domain, DomainKind, Method, Tick, TickBatch
+from joulegram_pipeline.energy import Domain, DomainKind, Gap, Method, Tick, TickBatch
 from joulegram_pipeline.errors import WireError
 from joulegram_pipeline.host_energy import METRIC, host_energy_samples
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _MARK = METRIC.encode()
 """A request without these bytes need not be decoded."""
+
+MAX_POWER_W = 100_000
+"""Of one host. A count that says more is a fault of unit or of counting (D-13), and no energy is made of it."""
 
 MAX_HOSTS = 64
 """Distinct `hw.id` of which the last count is kept."""
@@ -64,7 +67,11 @@ class ForeignEnergy:
             if not 0 < start_ns < sample.time_ns:
                 continue
             self._seq += 1
-            ticks.append(Tick(self._seq, start_ns, sample.time_ns, {"host": energy_uj}))
+            if energy_uj > MAX_POWER_W * (sample.time_ns - start_ns) // 1000:
+                gap = Gap("host", f"implausible_power: above {MAX_POWER_W} W")
+                ticks.append(Tick(self._seq, start_ns, sample.time_ns, gaps=(gap,)))
+            else:
+                ticks.append(Tick(self._seq, start_ns, sample.time_ns, {"host": energy_uj}))
         if not ticks:
             return None
         return TickBatch(

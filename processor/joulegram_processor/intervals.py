@@ -45,6 +45,11 @@ def subtract(start: int, end: int, taken: list[Interval]) -> list[Interval]:
     return out
 
 
+MAX_INTERVALS = 200_000
+"""Of one set. Beyond it the oldest quarter is joined in pairs, the time between counted as given: a span that comes
+that late shares a little less, and nothing is given twice."""
+
+
 class IntervalSet:
     """Time already given away; grows, and forgets what is older than anyone can ask for."""
 
@@ -60,6 +65,9 @@ class IntervalSet:
         """Take in a sorted disjoint list."""
         if not intervals:
             return
+        if len(self.items) > MAX_INTERVALS:
+            old = MAX_INTERVALS // 4
+            self.items[:old] = [(self.items[at][0], self.items[at + 1][1]) for at in range(0, old, 2)]
         if not self.items or intervals[0][0] > self.items[-1][1]:
             self.items.extend(intervals)
             return
@@ -71,6 +79,17 @@ class IntervalSet:
         if not self.items or self.items[-1][1] <= start:
             return [(start, end)] if start < end else []
         return subtract(start, end, self.items)
+
+    def within(self, start: int, end: int) -> list[Interval]:
+        """What of the set lies in [start, end)."""
+        at = max(0, bisect_right(self.items, (start, start)) - 1)
+        found: list[Interval] = []
+        while at < len(self.items) and self.items[at][0] < end:
+            low, high = max(self.items[at][0], start), min(self.items[at][1], end)
+            if low < high:
+                found.append((low, high))
+            at += 1
+        return found
 
     def forget_before(self, instant: int) -> None:
         """Drop what ended before `instant`."""

@@ -17,7 +17,7 @@ from joulegram_pipeline.units import MG_PER_G, NS_PER_S, UG_PER_G, UJ_PER_J
 from joulegram_processor.energy_store import HOST
 from joulegram_processor.intensity.carbon import UJ_MG_PER_UG_KWH
 from joulegram_processor.intensity.uncertainty import PPM
-from joulegram_processor.spans import END, NAME, SPAN, START, STATUS, TRACE, node_of, shortened, status_text
+from joulegram_processor.spans import END, MAX_NAME, NAME, SPAN, START, STATUS, TRACE, node_of, shortened, status_text
 
 if TYPE_CHECKING:
     from typing import Any
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 CPU_ONLY = (True, False, False)
 CPU_AND_DRAM = (True, True, False)
+
+_MAX_NAMES = 4096
 
 _DOUBLES = {
     CPU_ONLY: ("energy.cpu_j",),
@@ -237,7 +239,7 @@ class ColumnJoiner:
         node = node_of(name, extras)
         node_text = f'"node":{_json(node)},' if node is not None else ""
         made = (f'"name":{_json(shortened(name))},{node_text}', node or "")
-        if not extras and len(self._names) < 4096:
+        if not extras and len(self._names) < _MAX_NAMES and len(name) <= MAX_NAME:
             self._names[name] = made
         return made
 

@@ -489,10 +489,15 @@ class Machine:
         if not self._settings.forwarding or len(batch.repeated) == batch.total:
             return
         payload = self._log.read_at(batch.lsn).payload
-        if len(batch.blobs) == batch.total and not batch.extras:
-            sent = splice_all(payload, [batch.blobs[at] for at in range(batch.total)])
-        else:
-            sent = splice(payload, self._editor(batch, payload))
+        try:
+            if len(batch.blobs) == batch.total and not batch.extras:
+                sent = splice_all(payload, [batch.blobs[at] for at in range(batch.total)])
+            else:
+                sent = splice(payload, self._editor(batch, payload))
+        except WireError:
+            # It parsed, so it is a request; one we cannot find our way in travels on as it came.
+            self._metrics.invalid_spans.labels("encoding").inc(batch.total)
+            sent = payload
         out.forward.append((self._next(), RecordKind.TRACES, sent))
 
     @staticmethod

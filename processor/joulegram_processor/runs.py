@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from joulegram_processor.spans import Row
 
 MAX_TRACES = 64
+MAX_PATH = 4096
 MAX_NODES = 1000
 """Per run; what is beyond is counted in `spans` and in the sums, and is in the ledger, but not listed in documents."""
 
@@ -251,7 +252,7 @@ class Tally:
             if isinstance(kind, str) and kind:
                 run.job_type = shortened(kind)
         item = extras.get("kfm.stac_item")
-        if isinstance(item, str) and item:
+        if isinstance(item, str) and 0 < len(item) <= MAX_PATH:
             run.stac_item = item
 
 
@@ -387,7 +388,7 @@ def account_of(
     for scope, times in claimed.items():
         if scope not in left:
             continue
-        part = sum(sum(store.energy(low, high, scope)) for low, high in _within(times, start_ns, end_ns))
+        part = sum(sum(store.energy(low, high, scope)) for low, high in times.within(start_ns, end_ns))
         left[scope] -= part
         given += part
     own = run.cpu_uj + run.dram_uj + run.gpu_uj
@@ -402,7 +403,3 @@ def account_of(
         unattributed_uj=sum(left.values()),
         uncovered_ns=end_ns - start_ns - covered,
     )
-
-
-def _within(times: IntervalSet, start_ns: int, end_ns: int) -> list[tuple[int, int]]:
-    return [(max(low, start_ns), min(high, end_ns)) for low, high in times.items if low < end_ns and high > start_ns]

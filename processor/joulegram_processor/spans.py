@@ -178,7 +178,7 @@ class SpanReader:
         known = self._by_name.get(name)
         if known is None:
             known = name in self._exact or name.startswith(self._prefixes)
-            if len(self._by_name) < _MAX_NAMES:
+            if len(self._by_name) < _MAX_NAMES and len(name) <= MAX_NAME:
                 self._by_name[name] = known
         return known
 

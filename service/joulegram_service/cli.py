@@ -145,7 +145,7 @@ Exit codes: 0 nothing wrong; 1 a line is not what it was; 2 there is no ledger.
 """
 
 
-@app.command(help=RUN_HELP, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@app.command(help=RUN_HELP, context_settings={"allow_interspersed_args": False})
 def run(
     command: Annotated[list[str], typer.Argument(help="The command and its arguments, after `--`.")],
     config: ConfigFlag = None,
@@ -244,14 +244,25 @@ def validate(
     config: ConfigFlag = None, data_dir: DataDirFlag = None, region: RegionFlag = None, upstream: UpstreamFlag = None
 ) -> None:
     """See VALIDATE_HELP."""
-    settings = _checked(config, data_dir=data_dir, region=region, upstream=upstream)
     from joulegram_service.carbon_model import build_carbon
+    from joulegram_service.config import ConfigFaultsError
 
+    faults: list[ConfigError] = []
     try:
-        _, identity = build_carbon(settings)
+        settings = _config(config, data_dir=data_dir, region=region, upstream=upstream)
+    except ConfigFaultsError as error:
+        faults, settings = [error], error.rest
     except ConfigError as error:
         _say(error)
         raise typer.Exit(USAGE) from error
+    try:
+        _, identity = build_carbon(settings)
+    except ConfigError as error:
+        faults.append(error)
+    if faults:
+        for fault in faults:
+            _say(fault)
+        raise typer.Exit(USAGE)
     typer.echo(f"configuration: ok\nfactor: {identity.factor_source}\nregion: {identity.region or 'none'}")
 
 
@@ -300,11 +311,14 @@ FLAGS: dict[str, tuple[str, ...]] = {
 }
 """Flags and the keys they override."""
 
+_FLAG_NAMES = {keys: f"--{name.replace('_', '-')}" for name, keys in FLAGS.items()}
+
 
 def _config(path: Path | None, **flags: Any) -> Config:
     from joulegram_service.config import load_config
 
-    return load_config(path, {FLAGS[name]: value for name, value in flags.items() if value is not None})
+    given = {FLAGS[name]: value for name, value in flags.items() if value is not None}
+    return load_config(path, given, flag_names=_FLAG_NAMES)
 
 
 def _checked(path: Path | None, **flags: Any) -> Config:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from joulegram_pipeline.errors import ConfigError
 
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
 _UNITS_NS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)$", re.ASCII)
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_CREDENTIALS = re.compile(r"://[^/@]*@")
+_EXPECTED = {
+    "path_type": "a path",
+    "string_too_long": "128 characters at most",
+    "string_too_short": "1 character at least",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+"""Kinds of pydantic's faults, in the words of the file."""
+
 _ENDPOINT = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})$", re.ASCII)
 
 
@@ -29,7 +40,7 @@ def _duration_ns(value: object) -> object:
     match = _DURATION.match(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("a duration with a unit, as 500ms, 30s, 15m, 24h or 7d")
-    return int(float(match[1]) * _UNITS_NS[match[2]])
+    return int(Decimal(match[1]) * _UNITS_NS[match[2]])
 
 
 def _endpoint(value: object) -> object:
@@ -47,6 +58,14 @@ def _upstream(value: object) -> object:
     if scheme not in {"grpc", "http"} or _ENDPOINT.match(rest.rstrip("/").partition("/")[0]) is None:
         raise ValueError("grpc://host:port or http://host:port")
     return value
+
+
+def _factor(value: object) -> object:
+    # As text, so that what is recorded is what was written; YAML reads 0.4 as a number, and yes as one too.
+    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+    if text is None:
+        raise ValueError("a decimal number of kg/kWh, as 0.394")
+    return text
 
 
 Duration = Annotated[int, BeforeValidator(_duration_ns)]
@@ -118,7 +137,7 @@ class EnergyConfig(_Section):
 class FactorConfig(_Section):
     """A declared emission factor, instead of a table (C-06)."""
 
-    kg_per_kwh: str | float | int
+    kg_per_kwh: Annotated[str, BeforeValidator(_factor)]
     source: str
 
 
@@ -186,6 +205,12 @@ class Config(_Section):
     run: RunConfig = RunConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
 
+    _origin: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
+
+    def said(self, *keys: str) -> str:
+        """A key as whoever set it wrote it: ``carbon.region``, ``JOULEGRAM_REGION (carbon.region)``, ``--region …``."""
+        return self._origin.get(keys, ".".join(keys))
+
 
 ENVIRONMENT: dict[str, tuple[str, ...]] = {
     "JOULEGRAM_DATA_DIR": ("data_dir",),
@@ -211,17 +236,22 @@ class ConfigFaultsError(ConfigError):
 
     Args:
         errors: one for each key.
+        rest: the sections that are not at fault, the others on their defaults, so that more can be checked.
     """
 
-    def __init__(self, errors: list[ConfigError]) -> None:
+    def __init__(self, errors: list[ConfigError], rest: Config) -> None:
         self.errors = errors
+        self.rest = rest
         first = errors[0]
         super().__init__(first.key, first.got, first.expected)
         self.args = ("\n".join(str(error) for error in errors),)
 
 
 def load_config(
-    path: Path | None, flags: Mapping[tuple[str, ...], Any], environment: Mapping[str, str] | None = None
+    path: Path | None,
+    flags: Mapping[tuple[str, ...], Any],
+    environment: Mapping[str, str] | None = None,
+    flag_names: Mapping[tuple[str, ...], str] | None = None,
 ) -> Config:
     """Read the file, lay the environment over it, and the flags over that.
 
@@ -229,13 +259,16 @@ def load_config(
         path: the file; None runs on defaults.
         flags: key paths and the values of flags that were given.
         environment: for tests; the process's own by default.
+        flag_names: how the user types the flag of a key path, as ``--region``.
 
     Raises:
         ConfigFaultsError: quoting every key that is wrong.
+        ConfigError: the file cannot be read as YAML.
     """
     environ = os.environ if environment is None else environment
     origin: dict[tuple[str, ...], str] = {}
-    raw: dict[str, Any] = {} if path is None else _read(path, environ)
+    faults: list[ConfigError] = []
+    raw: dict[str, Any] = {} if path is None else _read(path, environ, faults)
     for name, keys in ENVIRONMENT.items():
         if environ.get(name):
             _put(raw, keys, environ[name])
@@ -243,13 +276,23 @@ def load_config(
     for keys, value in flags.items():
         _put(raw, keys, value)
         origin.pop(keys, None)
+        if flag_names is not None:
+            origin[keys] = f"{flag_names[keys]} ({'.'.join(keys)})"
+    faulty = {fault.key.partition(".")[0].partition("[")[0] for fault in faults}
     try:
-        return Config.model_validate(raw)
+        config = Config.model_validate({key: value for key, value in raw.items() if key not in faulty})
     except ValidationError as error:
-        raise ConfigFaultsError([_fault(item, origin) for item in error.errors()]) from None
+        items = error.errors()
+        faults += [_fault(item, origin) for item in items]
+        faulty |= {str(item["loc"][0]) for item in items}
+        config = Config.model_validate({key: value for key, value in raw.items() if key not in faulty})
+    config._origin.update(origin)  # noqa: SLF001 - of a model made here
+    if faults:
+        raise ConfigFaultsError(faults, config)
+    return config
 
 
-def _read(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+def _read(path: Path, environ: Mapping[str, str], faults: list[ConfigError]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -258,27 +301,28 @@ def _read(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
         raise ConfigError("--config", str(path), f"UTF-8 ({error})") from error
     try:
         raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        if raw is None:
+            return {}
+        if not isinstance(raw, dict):
+            raise ConfigError("--config", type(raw).__name__, "a mapping of keys at the top of the file")
+        return {str(key): _substitute(value, str(key), environ, faults) for key, value in raw.items()}
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError("--config", str(path), f"YAML ({error})") from error
-    if raw is None:
-        return {}
-    if not isinstance(raw, dict):
-        raise ConfigError("--config", type(raw).__name__, "a mapping of keys at the top of the file")
-    return {str(key): _substitute(value, str(key), environ) for key, value in raw.items()}
 
 
-def _substitute(value: Any, key: str, environ: Mapping[str, str]) -> Any:
+def _substitute(value: Any, key: str, environ: Mapping[str, str], faults: list[ConfigError]) -> Any:
     if isinstance(value, dict):
-        return {str(name): _substitute(inner, f"{key}.{name}", environ) for name, inner in value.items()}
+        return {str(name): _substitute(inner, f"{key}.{name}", environ, faults) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_substitute(inner, f"{key}[{index}]", environ) for index, inner in enumerate(value)]
+        return [_substitute(inner, f"{key}[{index}]", environ, faults) for index, inner in enumerate(value)]
     if not isinstance(value, str):
         return value
 
     def fill(match: re.Match[str]) -> str:
         found = environ.get(match[1], match[2])
         if found is None:
-            raise ConfigError(key, match[0], f"an environment variable {match[1]} that is set")
+            faults.append(ConfigError(key, match[0], f"an environment variable {match[1]} that is set"))
+            return match[0]
         return found
 
     return _ENV.sub(fill, value)
@@ -295,13 +339,20 @@ def _put(raw: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
 
 def _fault(item: Any, origin: Mapping[tuple[str, ...], str]) -> ConfigError:
     where = tuple(str(part) for part in item["loc"])
-    key = origin.get(where, ".".join(where))
-    message = str(item["msg"]).removeprefix("Value error, ")
+    key = origin.get(where) or "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])[1:]
+    got = item["input"]
+    if isinstance(got, str):
+        got = _CREDENTIALS.sub("://...@", got)
     if item["type"] == "extra_forbidden":
-        return ConfigError(key, item["input"], f"no such key; here may stand {_siblings(where)}")
+        return ConfigError(key, got, f"no such key; here may stand {_siblings(where)}")
     if item["type"] == "missing":
         return ConfigError(key, None, "a value: it is required beside its sibling keys")
-    return ConfigError(key, item["input"], message[0].lower() + message[1:])
+    if item["type"] == "model_type":
+        return ConfigError(key, got, f"a mapping that may hold {_siblings((*where, ''))}")
+    if item["type"] in _EXPECTED:
+        return ConfigError(key, got, _EXPECTED[item["type"]])
+    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    return ConfigError(key, got, message[0].lower() + message[1:])
 
 
 def _siblings(where: tuple[str, ...]) -> str:

@@ -15,14 +15,14 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from joulegram_pipeline.errors import DocumentError, RetryableError, StorageError
 from joulegram_pipeline.files import replace_file, safe_mkdir
 from joulegram_sink.ledger_format import run_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -202,12 +202,24 @@ class Engine:
             return False
         if outputs.lines and not self._retry(lambda: sinks.ledger.append_lines(outputs.lines), "ledger"):
             return False
-        if outputs.records and not self._retry(lambda: sinks.ledger.append(outputs.records), "ledger"):
+        if outputs.records and not self._retry(lambda: self._record(outputs.records), "ledger"):
             return False
         outbox = sinks.outbox
         if outbox is not None and outputs.forward and not self._retry(lambda: outbox.append(outputs.forward), "outbox"):
             return False
         return all(self._publish(run) for run in outputs.runs)
+
+    def _record(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append records; one that has no place in a ledger is logged and left out, and must not stop the others."""
+        ledger = self._sinks.ledger
+        try:
+            ledger.append(records)
+        except DocumentError:
+            for record in records:
+                try:
+                    ledger.append([record])
+                except DocumentError as error:
+                    log.error("a record is left out of the ledger: %s", str(error)[:500])  # noqa: TRY400 - expected
 
     def _publish(self, run: RunRecord) -> bool:
         """Documents first, then the run's line: a run in the ledger has its documents; a replay writes the same."""

@@ -76,6 +76,8 @@ class HealthServer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, int(port)))
+            # Here, because bind alone lets two in: the second would fail where nobody looks.
+            listener.listen()
         except OSError as error:
             listener.close()
             raise BusyError(

@@ -10,6 +10,7 @@ import secrets
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from joulegram_pipeline.errors import JoulegramError
@@ -72,10 +73,11 @@ async def _run(launch: Launch, config: Config, *, as_json: bool) -> int:
             loop.add_signal_handler(number, launch.signal, number)
         status = await asyncio.to_thread(launch.wait)
         end_ns = time.time_ns()
-        await sidecar.engine.drain(SETTLE_S)
-        if not sidecar.machine.has_spans_of(run_id):
-            await sidecar.receive_span(root_span(launch.command, run_id, start_ns, end_ns, status))
-        settled = await sidecar.end_run(run_id, "error" if status else "ok", SETTLE_S)
+        with _progress("waiting for the energy of the command's last second"):
+            await sidecar.engine.drain(SETTLE_S)
+            if not sidecar.machine.has_spans_of(run_id):
+                await sidecar.receive_span(root_span(launch.command, run_id, start_ns, end_ns, status))
+            settled = await sidecar.end_run(run_id, "error" if status else "ok", SETTLE_S)
     if not settled:
         sys.stderr.write(
             f"joulegram: not all of the run was recorded within {SETTLE_S:g} s; the rest is in "
@@ -83,6 +85,15 @@ async def _run(launch: Launch, config: Config, *, as_json: bool) -> int:
         )
     _summarise(sidecar, run_id, as_json=as_json)
     return status
+
+
+def _progress(text: str) -> AbstractContextManager[Any]:
+    """Something to look at while nothing is printed; nothing at all where nobody looks."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
 
 
 def _environment(environ: Mapping[str, str], port: int, run_id: str) -> dict[str, str]:

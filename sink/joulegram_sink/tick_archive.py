@@ -3,7 +3,8 @@
 One NDJSON line a batch: ``{"lsn": …, "batch": {…}}``, in the file of the UTC day of the batch's last tick.
 
 Invariants:
-    * lines are in the order of the log; a batch at or below the last archived lsn is dropped, so a replay adds nothing;
+    * lines of a file are in the order of the log, and so is what `load` gives, even where the wall clock stepped back
+      over midnight; a batch at or below the last archived lsn is dropped, so a replay adds nothing;
     * a torn last line is cut at the next start: its record is still in the spool, because the spool is released only
       after `sync`.
 """
@@ -42,12 +43,12 @@ class TickArchive:
         """All that is kept, in the order of the log, with each batch's lsn; cuts a torn tail.
 
         Raises:
-            StorageError: a line that is not the last cannot be read.
+            StorageError: a whole line is not what was written, or the disk refused.
         """
         found: list[tuple[int, TickBatch]] = []
         paths = sorted(self._directory.glob("????-??-??.ndjson"))
         for path in paths:
-            data = path.read_bytes()
+            data = self._bytes(path)
             good = 0
             for number, line in enumerate(data.splitlines(keepends=True), 1):
                 try:
@@ -59,7 +60,11 @@ class TickArchive:
                     raise StorageError(f"{path.name}:{number}: got {line[:120]!r}: {error}") from error
                 good += len(line)
             if good < len(data):
-                os.truncate(path, good)
+                try:
+                    os.truncate(path, good)
+                except OSError as error:
+                    raise StorageError(f"tick archive: {path.name}: {error.strerror or error}") from error
+        found.sort(key=lambda item: item[0])
         if found:
             self.last_lsn = found[-1][0]
         return found
@@ -102,6 +107,12 @@ class TickArchive:
             os.close(self._fd)
             self._fd = None
             self._day = ""
+
+    def _bytes(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise StorageError(f"tick archive: {path.name}: {error.strerror or error}") from error
 
     def _file(self, day: str, now_ns: int) -> int:
         if self._fd is None or day > self._day:

@@ -83,7 +83,7 @@ def test_counters_that_do_not_exist_are_none(monkeypatch: pytest.MonkeyPatch, an
 
 
 def test_without_psutil_bytes_are_none() -> None:
-    """psutil is optional: a fresh interpreter that cannot import it takes a snapshot all the same (S0-16)."""
+    """A fresh interpreter that cannot import psutil takes a snapshot all the same (S0-16)."""
     code = (
         "import sys; sys.modules['psutil'] = None\n"
         "from joulegram.snapshot import take_snapshot\n"
