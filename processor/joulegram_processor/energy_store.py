@@ -200,6 +200,15 @@ class EnergyStore:
                     totals[kind] += uj
         return totals[0], totals[1], totals[2]
 
+    def measured(self, start_ns: int, end_ns: int) -> int:
+        """What the node spent in a window, all pots and kinds, cut as one sum."""
+        total = 0
+        for row in self.overlapping(start_ns, end_ns):
+            whole, width = sum(row.measured), row.end_ns - row.start_ns
+            high, low = min(end_ns, row.end_ns) - row.start_ns, max(start_ns, row.start_ns) - row.start_ns
+            total += whole * high // width - whole * low // width
+        return total
+
     def idle(self, start_ns: int, end_ns: int) -> int:
         """The idle energy of a window, all kinds."""
         return sum(sum(cut(row, row.idle, start_ns, end_ns)) for row in self.overlapping(start_ns, end_ns))

@@ -184,7 +184,7 @@ class Joiner:
             if kinds[2] and duration_ns:
                 doubles["energy.gpu_w_avg"] = by_kind[2] * 1000 / duration_ns
             doubles["energy.total_j"] = total / UJ_PER_J
-            node_uj = sum(self._store.energy(start_ns, end_ns))
+            node_uj = self._store.measured(start_ns, end_ns)
             if node_uj:
                 doubles["energy.allocation_ratio"] = min(1.0, total / node_uj)
         if reason is not None:

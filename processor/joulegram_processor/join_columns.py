@@ -20,6 +20,7 @@ from joulegram_processor.intensity.uncertainty import PPM
 from joulegram_processor.spans import END, MAX_NAME, NAME, SPAN, START, STATUS, TRACE, node_of, shortened, status_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from joulegram_pipeline.records import LedgerLine
@@ -68,10 +69,17 @@ class ColumnJoiner:
         self._joiner = joiner
         self._names: dict[str, tuple[str, str]] = {}
 
-    def uniform(self, window: Window | None, start_ns: int, end_ns: int) -> Uniform | None:
-        """What holds from `start_ns` to `end_ns`, if one thing does and this path knows it."""
+    def uniform(
+        self, window: Window | None, start_ns: int, end_ns: int, kids: Sequence[Sequence[int]]
+    ) -> Uniform | None:
+        """What holds from `start_ns` to `end_ns`, if one thing does and this path knows it.
+
+        `kids` is what descendants add, by kind: one that ran at another time may have a kind this window has not.
+        """
         intensity = self._joiner.carbon.intensity
         if window is None or intensity is None or window.kinds not in _DOUBLES:
+            return None
+        if any(any(column) for column, known in zip(kids, window.kinds, strict=True) if not known):
             return None
         segment = intensity.segment_at(start_ns, end_ns)
         return None if segment is None else Uniform(window, segment)
@@ -160,16 +168,18 @@ class ColumnJoiner:
                 if rest > half_divisor or (rest == half_divisor and exclusive_ug & 1):
                     exclusive_ug += 1
 
-            if not row_start <= start_ns < row_end:
+            if duration_ns and not row_start <= start_ns < row_end:
                 found = store_rows[find_row(start_ns)]
                 row_start, row_end, row_uj = found.start_ns, found.end_ns, sum(found.measured)
                 width = row_end - row_start
-            if end_ns <= row_end:
-                off = total * (width - duration_ns) // width if duration_ns else 0
+            if not duration_ns:  # it may stand at the very end of the last row, where no row is found
+                off = node_uj = 0
+            elif end_ns <= row_end:
+                off = total * (width - duration_ns) // width
                 node_uj = row_uj * (end_ns - row_start) // width - row_uj * (start_ns - row_start) // width
             else:
                 off = joiner.alignment_uj(start_ns, end_ns, total)
-                node_uj = sum(self._store.energy(start_ns, end_ns))
+                node_uj = self._store.measured(start_ns, end_ns)
             align, rest = divmod(off * mg, divisor)
             if rest > half_divisor or (rest == half_divisor and align & 1):
                 align += 1

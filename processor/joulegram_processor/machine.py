@@ -379,7 +379,8 @@ class Machine:
             chosen = list(range(first, min(first + CHUNK, len(spans))))
             start_ns, end_ns = min(spans.starts[first : first + CHUNK]), max(spans.ends[first : first + CHUNK])
             window = self._joiner.window(start_ns, end_ns)
-            uniform = self._columns.uniform(window, start_ns, end_ns)
+            kids = [column[first : first + CHUNK] for column in spans.kids]
+            uniform = self._columns.uniform(window, start_ns, end_ns, kids)
             # A span that has a key we write takes the general path: it is replaced, or the energy is its own report.
             plain = uniform is not None and not any(
                 extra and not WRITTEN_KEYS.isdisjoint(extra) for extra in group.extras[first : first + CHUNK]

@@ -222,7 +222,7 @@ class Tally:
             total = sum(own) + sum(kids)
             figures = (
                 own[0] + kids[0],
-                own[2] + kids[2] if run.kinds & 4 else None,
+                None,  # what is uniform has no GPU energy
                 total,
                 carbon_ug(total, mg_per_kwh) if any(kids) else ug,
             )

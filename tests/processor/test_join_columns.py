@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EGRID = IntensityChain(load_table("epa-egrid-subregion"), "egrid:SPNO")
 NOON = int(datetime(2023, 6, 1, 12, tzinfo=UTC).timestamp()) * S
 TICKS = 4
+NO_KIDS = ([0], [0], [0])
 END = NOON + TICKS * S
 
 MODELS = {
@@ -111,27 +112,33 @@ def unchained(line: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-@given(store=windows(), settlement=settlements(), carried=st.integers(0, 3), lsn=st.integers(0, 2**50))
+@given(
+    store=windows(),
+    settlement=settlements(),
+    carried=st.sampled_from([(0, 0, 0), (7, 0, 0), (7, 3, 0), (0, 0, 5)]),
+    lsn=st.integers(0, 2**50),
+)
 @settings(max_examples=120, deadline=None)
 def test_columns_give_what_each_span_alone_gives(
     model: CarbonModel,
     store: EnergyStore,
     settlement: tuple[Columns, list[Row], list[dict[str, Any]]],
-    carried: int,
+    carried: tuple[int, int, int],
     lsn: int,
 ) -> None:
     """Law: ledger line and attributes are byte for byte those of the general path; the line is RFC 8785 and valid."""
     spans, rows, extras = settlement
     attribute(store, {}, spans)
-    add_up(spans, {spans.keys[0]: (carried, 0, 0)})
+    add_up(spans, {spans.keys[0]: carried})
     origins, runs = [lsn // 2] * len(rows), [f"run-{at % 2}-0000" for at in range(len(rows))]
     joiner = Joiner(store, model)
     columns = ColumnJoiner(store, joiner)
     first, last = min(spans.starts), max(spans.ends)
     window = joiner.window(first, last)
-    uniform = columns.uniform(window, first, last)
+    uniform = columns.uniform(window, first, last, spans.kids)
     if uniform is None:
-        assert first == last  # a point in time may lie at a tick's edge; nothing else keeps these off the quick path
+        # Nothing else keeps these off the quick path: a point in time at a tick's edge, or energy of another kind.
+        assert first == last or carried[1] or carried[2]
         return
     order = list(range(len(rows)))
     lines, blobs, carbons, aligns = columns.join(uniform, spans, order, rows, origins, runs, extras, lsn, 3)
@@ -174,7 +181,7 @@ def uniform_of(store: EnergyStore) -> tuple[ColumnJoiner, Any]:
     joiner = Joiner(store, MODELS["a region"])
     columns = ColumnJoiner(store, joiner)
     start, end = store.rows[0].start_ns, store.watermark_ns
-    return columns, columns.uniform(joiner.window(start, end), start, end)
+    return columns, columns.uniform(joiner.window(start, end), start, end, NO_KIDS)
 
 
 NOT_UNIFORM = {
@@ -203,4 +210,4 @@ def test_a_table_boundary_is_left_to_the_general_path() -> None:
     columns, uniform = uniform_of(store)
     assert uniform is None
     window = Joiner(store, MODELS["a region"]).window(turn, turn + S)
-    assert columns.uniform(window, turn, turn + S) is not None
+    assert columns.uniform(window, turn, turn + S, NO_KIDS) is not None

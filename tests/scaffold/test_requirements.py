@@ -14,7 +14,7 @@ OWED = (
     "S3-03 S3-06 S3-08 S3-12 D-01…D-12 D-14…D-19 D-22 D-24 D-25 D-27 D-29…D-42 D-45…D-49"
 )
 
-_RANGE = re.compile(r"\b((?:S\d|D)-)(\d{2})(?:\s?[…–]\s?(?:S\d-|D-)?(\d{2}))?")
+_RANGE = re.compile(r"\b((?:S\d|D)-)(\d{2})(?:\s?…\s?(?:S\d-|D-)?(\d{2}))?")
 
 
 def expand(text: str) -> set[str]:
