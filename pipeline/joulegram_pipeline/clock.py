@@ -11,7 +11,7 @@ from joulegram_pipeline.errors import WireError
 from joulegram_pipeline.units import NS_PER_S
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_RFC3339 = re.compile(r"^(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})$", re.ASCII)
+_RFC3339 = re.compile(r"(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
 
 
 class Clock(Protocol):
@@ -36,13 +36,13 @@ class SystemClock:
 
 def utc_iso(wall_ns: int) -> str:
     """An instant as RFC 3339 in UTC, second precision, ``Z`` (S0-18); fractions of a second are cut, not rounded."""
-    return (_EPOCH + timedelta(seconds=wall_ns // NS_PER_S)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{_seconds(wall_ns // NS_PER_S)}Z"
 
 
 def utc_iso_ns(wall_ns: int) -> str:
     """An instant as RFC 3339 in UTC with all nine digits, for records that must be exact."""
     seconds, nanos = divmod(wall_ns, NS_PER_S)
-    return f"{(_EPOCH + timedelta(seconds=seconds)).strftime('%Y-%m-%dT%H:%M:%S')}.{nanos:09d}Z"
+    return f"{_seconds(seconds)}.{nanos:09d}Z"
 
 
 def utc_now_iso(clock: Clock | None = None) -> str:
@@ -56,7 +56,7 @@ def parse_utc_ns(text: str) -> int:
     Raises:
         WireError: not RFC 3339, or without an offset.
     """
-    match = _RFC3339.match(text)
+    match = _RFC3339.fullmatch(text)
     if match is None:
         raise WireError(f"got instant {text!r}, expected RFC 3339 with an offset, as 2026-01-02T03:04:05Z")
     date, hms, fraction, offset = match.groups()
@@ -68,3 +68,8 @@ def parse_utc_ns(text: str) -> int:
     delta = whole - _EPOCH
     seconds = delta.days * 86_400 + delta.seconds
     return seconds * NS_PER_S + int((fraction or "0").ljust(9, "0"))
+
+
+def _seconds(since_epoch: int) -> str:
+    # Not strftime: it writes the year 999 with three digits.
+    return (_EPOCH + timedelta(seconds=since_epoch)).replace(tzinfo=None).isoformat()

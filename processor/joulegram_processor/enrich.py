@@ -41,7 +41,19 @@ WRITTEN_KEYS = frozenset(
 """Every key enrichment may write; one of these that the client sent is replaced, never doubled (A11)."""
 
 _WRITTEN_BYTES = frozenset(key.encode() for key in WRITTEN_KEYS)
-_REPORTED_BYTES = frozenset(key for key in _WRITTEN_BYTES if not key.startswith(b"energy.") or key == b"energy.method")
+_FIGURES = frozenset(
+    {
+        b"energy.allocation_ratio",
+        b"energy.cpu_j",
+        b"energy.dram_j",
+        b"energy.gpu_j",
+        b"energy.gpu_w_avg",
+        b"energy.total_j",
+    }
+)
+"""What a job may report itself; method, scope, reason and state are ours to say, and are replaced all the same."""
+
+_REPORTED_BYTES = _WRITTEN_BYTES - _FIGURES
 
 
 class Encoder:
@@ -91,6 +103,6 @@ def _packer(names: tuple[str, ...]) -> Callable[[Sequence[float]], bytes]:
 def upsert(span: bytes, attributes: bytes, *, reported: bool) -> bytes:
     """A span's content with `attributes` appended, after the keys it has already are taken out (A11).
 
-    A span whose energy the job reported keeps its own energy attributes.
+    A span whose energy the job reported keeps its own figures of energy.
     """
     return without_attributes(span, _REPORTED_BYTES if reported else _WRITTEN_BYTES) + attributes

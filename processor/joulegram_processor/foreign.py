@@ -56,10 +56,10 @@ class ForeignEnergy:
             start_ns, energy_uj = sample.start_ns, sample.value_uj
             if not sample.is_delta:
                 last = self._last.get(hw_id)
+                if last is not None and sample.time_ns <= last[0]:
+                    continue  # late or repeated: the count we have is newer
                 if len(self._last) < MAX_HOSTS or last is not None:
                     self._last[hw_id] = (sample.time_ns, sample.value_uj)
-                if last is not None and sample.time_ns <= last[0]:
-                    continue
                 if last is not None and sample.value_uj >= last[1]:
                     start_ns, energy_uj = last[0], sample.value_uj - last[1]
                 elif last is not None and start_ns < last[0]:

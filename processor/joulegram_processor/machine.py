@@ -267,8 +267,7 @@ class Machine:
     def _hold(self, batch: Batch) -> None:
         """Put the spans of a batch that are neither repeated nor settled to their traces, to wait."""
         self._held[batch.lsn] = batch
-        if self._run_pids:
-            batch.pids = [self._run_pids.get(run, pid) for run, pid in zip(batch.runs, batch.pids, strict=True)]
+        self._put_runs_process(batch)
         by_trace: dict[bytes, list[int]] = {}
         whole = not batch.repeated and not batch.blobs
         if whole and len({row[TRACE] for row in batch.rows}) == 1:
@@ -287,6 +286,11 @@ class Machine:
             trace.rooted = trace.rooted or not all(batch.rows[at][PARENT] for at in rows)
             trace.links.update(batch.links)
             self._pending += len(rows)
+
+    def _put_runs_process(self, batch: Batch) -> None:
+        """A run whose process is known speaks for its spans, whatever process they name."""
+        if self._run_pids:
+            batch.pids = [self._run_pids.get(run, pid) for run, pid in zip(batch.runs, batch.pids, strict=True)]
 
     def _ticks_in(self, record: LogRecord) -> Iterator[Outputs]:
         try:
@@ -325,6 +329,8 @@ class Machine:
         run_id = control.get("run_id", "")
         if control.get("type") == "run.start":
             self._run_pids[run_id] = int(control["pid"])
+            for batch in self._held.values():  # spans that came first; a restart would see it so too
+                self._put_runs_process(batch)
         elif control.get("type") == "run.end":
             wanted = [
                 key

@@ -391,7 +391,8 @@ def account_of(
         part = sum(sum(store.energy(low, high, scope)) for low, high in times.within(start_ns, end_ns))
         left[scope] -= part
         given += part
-    own = run.cpu_uj + run.dram_uj + run.gpu_uj
+    # Rounding may move a microjoule to this run's spans from one that ends outside the window: it stays outside.
+    own = min(given, run.cpu_uj + run.dram_uj + run.gpu_uj)
     return Account(
         start_ns=start_ns,
         end_ns=end_ns,

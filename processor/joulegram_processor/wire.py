@@ -160,6 +160,7 @@ def splice(buffer: bytes, edit: Callable[[int, SpanAt], bytes | None]) -> bytes:
             if content is not None:
                 pieces += (b"\x12", varint(len(content)), content)
             at = kept = at + length
+        _check_end(at, end)
         pieces.append(buffer[kept:end])
         return pieces
 
@@ -207,6 +208,7 @@ def splice_all(buffer: bytes, additions: list[bytes]) -> bytes:
             else:
                 pieces += (size, buffer[at:after], addition)
             at = kept = after
+        _check_end(at, end)
         if kept < end:
             pieces.append(buffer[kept:end])
         return pieces
@@ -234,8 +236,14 @@ def _rewrap(buffer: bytes, start: int, end: int, wanted: int, inner: Callable[[i
         pieces.append(buffer[kept:field])
         pieces += (bytes((wanted,)), varint(sum(map(len, content))), *content)
         at = kept = at + length
+    _check_end(at, end)
     pieces.append(buffer[kept:end])
     return pieces
+
+
+def _check_end(at: int, end: int) -> None:
+    if at != end:
+        raise WireError(f"got a field that ends at offset {at}, expected at most {end}")
 
 
 def without_attributes(span: bytes, keys: Collection[bytes]) -> bytes:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _UNITS_NS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)$", re.ASCII)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _CREDENTIALS = re.compile(r"://[^/@]*@")
 _EXPECTED = {
@@ -33,18 +33,18 @@ _EXPECTED = {
 }
 """Kinds of pydantic's faults, in the words of the file."""
 
-_ENDPOINT = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})$", re.ASCII)
+_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})", re.ASCII)
 
 
 def _duration_ns(value: object) -> object:
-    match = _DURATION.match(value) if isinstance(value, str) else None
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("a duration with a unit, as 500ms, 30s, 15m, 24h or 7d")
     return int(Decimal(match[1]) * _UNITS_NS[match[2]])
 
 
 def _endpoint(value: object) -> object:
-    match = _ENDPOINT.match(value) if isinstance(value, str) else None
+    match = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
     if match is None or int(match[2]) > 65_535:
         raise ValueError("host:port, as 127.0.0.1:4317 (port 0 takes a free one)")
     return value
@@ -55,7 +55,7 @@ def _upstream(value: object) -> object:
         return None
     text = value if isinstance(value, str) else ""
     scheme, _, rest = text.partition("://")
-    if scheme not in {"grpc", "http"} or _ENDPOINT.match(rest.rstrip("/").partition("/")[0]) is None:
+    if scheme not in {"grpc", "http"} or _ENDPOINT.fullmatch(rest.rstrip("/").partition("/")[0]) is None:
         raise ValueError("grpc://host:port or http://host:port")
     return value
 

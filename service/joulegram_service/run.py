@@ -29,13 +29,21 @@ __all__ = ["Launch", "run_command"]
 SETTLE_S = 6.0
 """How long the energy of the command's last second is waited for; a tick takes one."""
 
+_LOOPBACK = "127.0.0.1"
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
-_PER_SIGNAL = tuple(
-    f"OTEL_EXPORTER_OTLP_{signal_name}_{what}"
-    for signal_name in ("TRACES", "METRICS", "LOGS")
-    for what in ("ENDPOINT", "PROTOCOL", "INSECURE")
+_OVERRIDING = (
+    "OTEL_EXPORTER_OTLP_INSECURE",
+    *(
+        f"OTEL_EXPORTER_OTLP_{signal_name}_{what}"
+        for signal_name in ("TRACES", "METRICS", "LOGS")
+        for what in ("ENDPOINT", "PROTOCOL", "INSECURE")
+    ),
 )
+"""Variables that would send the command's telemetry elsewhere, or with TLS to a listener that has none."""
+
+_PROXIES = ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy")
+_NO_PROXY = ("no_proxy", "NO_PROXY")
 
 
 def run_command(launch: Launch, config: Config, *, as_json: bool) -> int:
@@ -98,8 +106,12 @@ def _progress(text: str) -> AbstractContextManager[Any]:
 
 def _environment(environ: Mapping[str, str], port: int, run_id: str) -> dict[str, str]:
     """What the command gets: its own environment, with its telemetry pointed here."""
-    out = {name: value for name, value in environ.items() if name not in _PER_SIGNAL}
-    out[_ENDPOINT] = f"http://127.0.0.1:{port}"
+    out = {name: value for name, value in environ.items() if name not in _OVERRIDING}
+    if any(name.lower() in _PROXIES for name in out):
+        # gRPC asks a proxy for loopback addresses too, and no proxy reaches this one.
+        held = [*_NO_PROXY, *(["no_grpc_proxy"] if "no_grpc_proxy" in out else [])]
+        out |= {name: ",".join(filter(None, (out.get(name), _LOOPBACK))) for name in held}
+    out[_ENDPOINT] = f"http://{_LOOPBACK}:{port}"
     out[_PROTOCOL] = "grpc"
     out["KFM_RUN_ID"] = run_id
     return out

@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 LAST_TICKS_S = 2.5
 """How long a stop waits for the tick that covers the last spans; an agent publishes one a second."""
 
+REPLAY_S = 10.0
+"""How long a start waits for the replay before it asks the agent; ticks that come twice are dropped by the machine."""
+
 MAX_NAMED = 256
 """Processes named to the agent at most; spans of others have scope host."""
 
@@ -104,7 +107,10 @@ class Sidecar:
         self._stack = AsyncExitStack()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._upstream: Upstream | None = None
+        self._seen: set[int] = set()
+        """Processes that spans named, here or not."""
         self._named: set[int] = set()
+        """Those of them that live here."""
         self._naming: set[asyncio.Task[None]] = set()
         self._started = False
 
@@ -114,6 +120,8 @@ class Sidecar:
             await self._start(stack)
             self._stack = stack.pop_all()
         self._started = True
+        if self._named:  # by the log's end, which was replayed meanwhile: an agent forgets with its connection
+            await self._name(set())
         return self
 
     async def __aexit__(
@@ -175,6 +183,8 @@ class Sidecar:
                 config.agent.source, sysfs_root=config.agent.sysfs_root, proc_root=config.agent.proc_root
             )
         self.agent = source
+        # The ticks behind the snapshot are known when they are replayed; asked for before, they would come twice.
+        await self.engine.drain(REPLAY_S)
         self.poller = Poller(source, self.spool, last_end_ns=self.machine.store.watermark_ns)
         await enter_all(stack, [source, self.poller])
         stack.push_async_callback(self._bring_last_ticks)
@@ -204,13 +214,18 @@ class Sidecar:
     # -- what the engine tells it, on its own thread -----------------------------------------------------------
 
     def _on_pids(self, pids: set[int]) -> None:
-        new = pids - self._named
+        new = pids - self._seen
         if new and self._loop is not None:
             self._loop.call_soon_threadsafe(self._start_naming, new)
 
     def _start_naming(self, pids: set[int]) -> None:
+        # Those that died make room, and their number may come again.
+        died = {pid for pid in self._named if not is_ours(pid, self.config.agent.proc_root)}
+        self._named -= died
+        self._seen -= died
+        self._seen |= pids
         ours = {pid for pid in pids if is_ours(pid, self.config.agent.proc_root)}
-        self._named |= pids
+        self._named |= ours
         if ours and self._started:
             task = asyncio.ensure_future(self._name(ours))
             self._naming.add(task)

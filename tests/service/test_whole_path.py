@@ -184,7 +184,7 @@ class Client:
         self._channel.close()
 
     def export(self, signal: str, request: bytes) -> bytes:
-        call: Any = self._channel.unary_unary(f"/{SERVICES[signal]}/Export")
+        call = self._channel.unary_unary(f"/{SERVICES[signal]}/Export", None, None)
         answer: bytes = call(request, timeout=10, wait_for_ready=True)
         self.sent.append((signal, request))
         return answer
