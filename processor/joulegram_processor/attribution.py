@@ -6,7 +6,7 @@ Invariants:
     * the result depends on the set of spans settled together, not on their order.
 
 Procedure, for spans settled together:
-    1. Nest: a span's children are those that name it as parent within the same process; a cycle of parents nests nobody.
+    1. Nest: a span's children are those that name it as parent within the same process; a cycle of them nests nobody.
     2. A span is innermost where it is open and no descendant is: its interval less the union of theirs.
     3. Each such piece lies in a scope: the span's process from the moment it was named, before that the host.
     4. Take away the time that was claimed before.
@@ -64,9 +64,30 @@ class Columns:
     own: tuple[list[int], list[int], list[int]] = field(default_factory=lambda: ([], [], []))
     kids: tuple[list[int], list[int], list[int]] = field(default_factory=lambda: ([], [], []))
     scopes: list[int] = field(default_factory=list)
+    above: list[int | None] = field(default_factory=list)
+    """The index of each span's parent, None where it is not among these; filled by `nest`."""
+    below: dict[int, list[int]] = field(default_factory=dict)
+    """The children of each span that has any; filled by `nest`."""
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def nest(self) -> None:
+        """Find parents and children among the spans, once."""
+        if len(self.above) == len(self.starts):
+            return
+        at = dict(zip(self.keys, range(len(self.keys)), strict=True))
+        self.above = list(map(at.get, self.parents))
+        below = self.below
+        for index, parent in enumerate(self.above):
+            if parent is None:
+                continue
+            if parent == index:
+                self.above[index] = None
+            elif parent in below:
+                below[parent].append(index)
+            else:
+                below[parent] = [index]
 
 
 def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Columns) -> None:
@@ -84,21 +105,21 @@ def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Column
         for index, pid in enumerate(spans.scopes):
             groups.setdefault(pid, []).append(index)  # type: ignore[union-attr]
     homes = list(spans.scopes)  # what is nested by; the scopes themselves change at the instant of naming
-    at = dict(zip(spans.keys, range(count), strict=True))
+    spans.nest()
 
     by_scope: dict[int, list[Piece]] = {}
     for pid, members in groups.items():
-        pieces = innermost(spans, members, at, homes, whole=len(groups) == 1)
+        pieces = innermost(spans, members, homes, whole=len(groups) == 1)
         if pid == HOST:
             by_scope.setdefault(HOST, []).extend(pieces)
         else:
             _split_at_naming(pieces, pid, named[pid], spans.scopes, by_scope)
 
-    order = [item[3] for item in sorted(zip(spans.starts, spans.ends, spans.keys, range(count), strict=True))]
+    order = _order(spans)
     for scope, wanted in by_scope.items():
         taken = claimed.setdefault(scope, IntervalSet())
         until = taken.until
-        left = [piece for piece in wanted if piece[0] >= until]
+        left = [piece for piece in wanted if piece[0] >= until and piece[0] < piece[1]]
         if len(left) < len(wanted):
             left += [
                 (low, high, index)
@@ -108,6 +129,14 @@ def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Column
             ]
         if left:
             taken.add(_sweep(store, scope, left, spans.own, order))
+
+
+def _order(spans: Columns) -> list[int]:
+    """Indices by start, then end and id where starts are the same: an order that does not depend on the input's."""
+    starts = spans.starts
+    if len(set(starts)) == len(starts):
+        return sorted(range(len(starts)), key=starts.__getitem__)
+    return [item[3] for item in sorted(zip(starts, spans.ends, spans.keys, range(len(starts)), strict=True))]
 
 
 def _split_at_naming(
@@ -125,27 +154,24 @@ def _split_at_naming(
             own.append((named_from, end, index))
 
 
-def innermost(
-    spans: Columns, members: Iterable[int], at: dict[bytes, int], homes: list[int], *, whole: bool
-) -> list[Piece]:
+def innermost(spans: Columns, members: Iterable[int], homes: list[int], *, whole: bool) -> list[Piece]:
     """The pieces of time in which a member is open and none of its descendants among the members is.
 
     Args:
-        spans: the columns.
+        spans: the columns, nested.
         members: indices of the spans of one process.
-        at: index of each span by key.
         homes: the process each span is nested in, by index.
-        whole: whether the members are all there are, so that a parent found is one of them.
+        whole: whether the members are all there are.
     """
-    starts, ends, parents = spans.starts, spans.ends, spans.parents
+    starts, ends = spans.starts, spans.ends
     children: dict[int, list[int]] = {}
-    for index in members:
-        parent = at.get(parents[index])
-        if parent is not None and parent != index and (whole or homes[parent] == homes[index]):
-            if parent in children:
-                children[parent].append(index)
-            else:
-                children[parent] = [index]
+    if whole:
+        children = dict(spans.below)
+    else:
+        for index in members:
+            same = [child for child in spans.below.get(index, ()) if homes[child] == homes[index]]
+            if same:
+                children[index] = same
     pieces = [(starts[index], ends[index], index) for index in members if index not in children]
     if not children:
         return pieces
@@ -214,75 +240,78 @@ def _sweep(
     order: list[int],
 ) -> list[Interval]:
     """Steps 5 and 6 for one scope; returns the time swept, sorted and disjoint."""
-    # An end is twice its instant, a start one more: one sort puts all boundaries in order, ends before starts.
-    events = [2 * start + 1 for start, _, _ in pieces]
-    events += [2 * end for _, end, _ in pieces]
+    # One integer an event: instant, then whether it is a start, then the piece. One sort orders them, ends first.
+    shift = len(pieces).bit_length() + 1
+    begins = 1 << (shift - 1)
+    events = [(start << shift | begins) + at for at, (start, _, _) in enumerate(pieces)]
+    events += [(end << shift) + at for at, (_, end, _) in enumerate(pieces)]
     events.sort()
-    times, steps, swept_time = _boundaries(events)
-    rows = list(store.overlapping(times[0], times[-1]))
+    rows = list(store.overlapping(events[0] >> shift, events[-1] >> shift))
     for kind in range(3):
         pots = [row.pot(scope)[kind] for row in rows]
         if not any(pots):
             continue
-        levels, swept = _levels(times, steps, rows, pots)
+        gains, swept = _gains(events, shift, len(pieces), rows, pots)
         if not swept:
             continue
         fine = [0] * len(own[kind])
-        for start, end, index in pieces:
-            fine[index] += levels[end] - levels[start]
+        for (_, _, index), gain in zip(pieces, gains, strict=True):
+            fine[index] += gain
         _round(fine, order, swept, own[kind])
-    return swept_time
+    return _busy(events, shift)
 
 
-def _boundaries(events: list[int]) -> tuple[list[int], list[int], list[Interval]]:
-    """The distinct instants, how many pieces are open after each, and the time in which any is."""
-    times: list[int] = []
-    steps: list[int] = []
-    open_pieces = 0
-    before = -1
-    for event in events:
-        instant = event >> 1
-        open_pieces += 1 if event & 1 else -1
-        if instant != before:
-            before = instant
-            times.append(instant)
-            steps.append(open_pieces)
-        else:
-            steps[-1] = open_pieces
-    busy: list[Interval] = []
-    began = None
-    for instant, count in zip(times, steps, strict=True):
-        if count and began is None:
-            began = instant
-        elif not count and began is not None:
-            busy.append((began, instant))
-            began = None
-    return times, steps, busy
-
-
-def _levels(times: list[int], steps: list[int], rows: list[Row], pots: list[int]) -> tuple[dict[int, int], int]:
-    """The level at each boundary, and the whole microjoules swept while any piece was open."""
-    levels: dict[int, int] = {}
+def _gains(events: list[int], shift: int, count: int, rows: list[Row], pots: list[int]) -> tuple[list[int], int]:
+    """What each piece gets, in units of 2**-32 uJ, and the whole microjoules swept while any piece was open."""
+    gains = [0] * count
+    begins = 1 << (shift - 1)
     level = carry = open_pieces = swept = last = base = at = 0
-    count = len(rows)
+    last_row = len(rows)
     begin, finish, pot = rows[0].start_ns, rows[0].end_ns, pots[0]
     width = finish - begin
-    for instant, following in zip(times, steps, strict=True):
-        while finish <= instant and at < count:
-            base += pot
-            at += 1
-            if at < count:
-                begin, finish, pot = rows[at].start_ns, rows[at].end_ns, pots[at]
-                width = finish - begin
-        now = base + pot * (instant - begin) // width if at < count and instant > begin else base
-        if open_pieces and now != last:
-            swept += now - last
-            part, carry = divmod((now - last << FINE_BITS) + carry, open_pieces)
-            level += part
-        last = now
-        levels[instant] = level
-        open_pieces = following
-    return levels, swept
+    before = -1
+    for event in events:
+        instant = event >> shift
+        if instant != before:
+            before = instant
+            while finish <= instant and at < last_row:
+                base += pot
+                at += 1
+                if at < last_row:
+                    begin, finish, pot = rows[at].start_ns, rows[at].end_ns, pots[at]
+                    width = finish - begin
+            now = base + pot * (instant - begin) // width if at < last_row and instant > begin else base
+            if open_pieces and now != last:
+                swept += now - last
+                part, carry = divmod((now - last << FINE_BITS) + carry, open_pieces)
+                level += part
+            last = now
+        if event & begins:
+            open_pieces += 1
+            gains[event & begins - 1] -= level
+        else:
+            open_pieces -= 1
+            gains[event & begins - 1] += level
+    return gains, swept
+
+
+def _busy(events: list[int], shift: int) -> list[Interval]:
+    """The time in which any piece is open, sorted and disjoint."""
+    busy: list[Interval] = []
+    begins = 1 << (shift - 1)
+    open_pieces = began = 0
+    for event in events:
+        if event & begins:
+            if not open_pieces:
+                began = event >> shift
+                if busy and busy[-1][1] == began:
+                    began = busy.pop()[0]
+            open_pieces += 1
+        else:
+            open_pieces -= 1
+            if not open_pieces:
+                busy.append((began, event >> shift))
+    return busy
 
 
 def _round(fine: list[int], order: list[int], swept: int, own: list[int]) -> None:
@@ -313,29 +342,30 @@ def add_up(spans: Columns, carried: dict[bytes, Triple]) -> None:
             if key in carried:
                 for kind, uj in enumerate(carried.pop(key)):
                     kids[kind][index] = uj
-    at = dict(zip(keys, range(count), strict=True))
-    above = [at.get(parent, -1) for parent in parents]
-    waiting: dict[int, int] = {}
-    for parent in above:
-        if parent >= 0:
-            waiting[parent] = waiting.get(parent, 0) + 1
+    spans.nest()
+    above, below = spans.above, spans.below
+    for index, parent in enumerate(above):
+        if parent is None and parents[index] and index not in below:
+            _carry(spans, index, carried)
     active = [kind for kind in range(3) if any(spans.own[kind]) or any(kids[kind])]
-    ready = [index for index in range(count) if index not in waiting]
+    for kind in active:
+        own, more = spans.own[kind], kids[kind]
+        for parent, children in below.items():
+            more[parent] += sum(own[child] + more[child] for child in children if child not in below)
+    waiting = {parent: sum(child in below for child in children) for parent, children in below.items()}
+    ready = [parent for parent, left in waiting.items() if not left]
     while ready:
-        higher: list[int] = []
-        for index in ready:
-            parent = above[index]
-            if parent < 0:
-                if parents[index]:
-                    _carry(spans, index, carried)
-                continue
-            for kind in active:
-                kids[kind][parent] += spans.own[kind][index] + kids[kind][index]
-            left = waiting[parent] - 1
-            waiting[parent] = left
-            if not left:
-                higher.append(parent)
-        ready = higher
+        index = ready.pop()
+        parent = above[index]
+        if parent is None:
+            if parents[index]:
+                _carry(spans, index, carried)
+            continue
+        for kind in active:
+            kids[kind][parent] += spans.own[kind][index] + kids[kind][index]
+        waiting[parent] -= 1
+        if not waiting[parent]:
+            ready.append(parent)
 
 
 def _carry(spans: Columns, index: int, carried: dict[bytes, Triple]) -> None:

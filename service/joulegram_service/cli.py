@@ -98,7 +98,7 @@ Example:
   joulegram run --region SPP_KS -- python examples/nightly_etl.py
 
 Exit codes: that of COMMAND, 128+n if signal n ended it; 125 joulegram failed, 126 COMMAND cannot be executed,
-127 COMMAND was not found.
+127 COMMAND was not found; 2 also where a flag of joulegram is wrong.
 """
 
 SERVE_HELP = """Run the sidecar until it is told to stop.
@@ -141,7 +141,7 @@ Example:
 
   joulegram ledger verify joulegram-data/ledger/telemetry
 
-Exit codes: 0 nothing wrong; 1 a line is not what it was; 2 there is no ledger.
+Exit codes: 0 nothing wrong; 1 a line is not what it was, or the files are gone; 2 there is no such directory.
 """
 
 

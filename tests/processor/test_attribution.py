@@ -92,9 +92,7 @@ def store_of(made: list[Tick], *, share_idle: bool = False) -> EnergyStore:
 
 
 def by_number(spans: Columns) -> dict[bytes, tuple[int, int, int]]:
-    return {
-        name: (spans.own[0][at], spans.own[1][at], spans.own[2][at]) for at, name in enumerate(spans.keys)
-    }
+    return {name: (spans.own[0][at], spans.own[1][at], spans.own[2][at]) for at, name in enumerate(spans.keys)}
 
 
 def descendants(spans: list[Spec], members: list[int], number: int) -> set[int]:
@@ -209,7 +207,7 @@ LATE = [
 @example(LATE, [(0, 10, 1, 0), (0, 10, 0, 0)])
 @settings(max_examples=400, deadline=None)
 def test_each_share_is_the_oracles_within_a_microjoule(made: list[Tick], spans: list[Spec]) -> None:
-    """Law (D-11, C-49): an equal part of the pot among the innermost of a scope, to within 1 uJ (and rounding's rim)."""
+    """Law (D-11, C-49): an equal part of the pot among the innermost of a scope, to within 1 uJ a scope."""
     store = store_of(made)
     group = columns(spans, list(range(len(spans))))
     attribute(store, {}, group)

@@ -45,7 +45,7 @@ def test_a_delta_is_what_it_says() -> None:
 
 
 def test_a_reset_counts_from_its_own_start() -> None:
-    """D-08: a count that fell is never a negative energy; a reset whose start is not known behind the last gives none."""
+    """D-08: a count that fell is never a negative energy; a reset that began before the last count gives none."""
     one = ForeignEnergy()
     assert ticks(one, at((0, 10, 100.0), (12, 20, 5.0), (12, 30, 9.0))) == [(0, 10, 100), (12, 20, 5), (20, 30, 4)]
     assert ticks(one, at((0, 40, 1.0))) == []

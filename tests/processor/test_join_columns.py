@@ -47,7 +47,7 @@ NAMES = st.one_of(
     st.text(max_size=12),
     st.sampled_from(["etl.node." + "x" * 1015, "etl." + "y" * 1020, "etl.node." + "ü" * 5000]),
 )
-EXTRAS = st.one_of(
+EXTRAS: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.just({}),
     st.fixed_dictionaries({"kfm.node": st.one_of(NAMES, st.integers(), st.none())}),
     st.fixed_dictionaries({"job.type": st.text(max_size=4)}),

@@ -25,6 +25,8 @@ IDENTITY = Identity("node-7f3a", "kfm-node", "co2e", None, FACTOR.source, (FACTO
 PIDS = (11, 12)
 RUNS = ("run-one-0001", "run-two-0002")
 
+ATTRIBUTES: list[dict[str, object]] = [{}, {}, {"carbon.gco2e": 9.9}, {"energy.cpu_j": 2.5}, {"kfm.node": "n"}]
+
 HASTY = Settings(
     max_wait_ns=4 * S,
     max_pending=8,
@@ -80,11 +82,7 @@ def logs(draw: st.DrawFn) -> Log:
                             name=draw(st.sampled_from(["etl.job", "etl.node.a", "etl.step", "http.get"])),
                             parent=draw(st.sampled_from([None, None, 1, 2, 3])),
                             trace=trace_id(draw(st.integers(0, 2))),
-                            attributes=draw(
-                                st.sampled_from(
-                                    [{}, {}, {"carbon.gco2e": 9.9}, {"energy.cpu_j": 2.5}, {"kfm.node": "n"}]
-                                )
-                            ),
+                            attributes=draw(st.sampled_from(ATTRIBUTES)),
                         )
                     )
                 resource: dict[str, object] = {}
@@ -140,7 +138,7 @@ def test_a_snapshot_anywhere_changes_nothing(log: Log, first: int, second: int, 
     """Law: dump, JSON, load into a fresh machine with the archived ticks below, and the rest is as it would be."""
     told = HASTY if local else Settings(max_wait_ns=4 * S, local_energy=False)
     whole = outputs(machine(log, told), log.records)
-    wanted = {lsn: portions for lsn, portions in whole}
+    wanted = dict(whole)
     subject = machine(log, told)
     archived: list[tuple[int, bytes]] = []
     for number, record in enumerate(log.records):

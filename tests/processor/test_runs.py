@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from joulegram_pipeline.records import SpanEnergy
 from joulegram_processor.attribution import Columns, attribute
 from joulegram_processor.energy_store import HOST, EnergyStore
 from joulegram_processor.intensity.static_factor import StaticFactor
@@ -15,6 +15,9 @@ from joulegram_processor.runs import MAX_NODES, MAX_TRACES, Identity, Run, Tally
 from joulegram_schemas import validate
 from joulegram_sink.ledger_format import run_line
 from simulators.traces import T0, TRACE, S, span_id, tick, tick_batch, trace_id
+
+if TYPE_CHECKING:
+    from joulegram_pipeline.records import SpanEnergy
 
 FACTOR = StaticFactor("0.36", "utility bill 2025")  # 1 J is 100 ug
 CARBON = CarbonModel(FACTOR)

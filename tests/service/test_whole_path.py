@@ -398,6 +398,7 @@ def test_what_is_forwarded_differs_by_the_added_keys_alone(journey: Journey) -> 
     after = {span.span_id: span for _, body in traces_of(journey.upstream.taken) for span in spans_of(body)}
     assert after.keys() == before.keys()
     for span_id, span in after.items():
+        assert len(attributes(span)) == len(span.attributes), "no key twice"
         gained = attributes(span).keys() - attributes(before[span_id]).keys()
         selected = span.name.startswith("etl.") and span.start_time_unix_nano <= span.end_time_unix_nano
         if "energy.total_j" in gained and not attributes(span)["energy.total_j"]:
