@@ -220,7 +220,7 @@ class EnergyStore:
     def missing_reason(self, start_ns: int, end_ns: int) -> str:
         """Why a window, or part of it, has no energy."""
         if not self.rows or end_ns <= self.horizon_ns:
-            return "before_first_tick" if start_ns < self.horizon_ns or not self.rows else "no_ticks"
+            return "before_first_tick" if self.rows else self.last_reason or "before_first_tick"
         for row in self.overlapping(start_ns, end_ns):
             if row.reason is not None:
                 return row.reason

@@ -145,6 +145,8 @@ class ColumnJoiner:
         carbons: list[int] = []
         aligns: list[int] = []
         run_texts: dict[str, str] = {}
+        last_trace = last_parent = b""
+        trace_text = parent_text = ""
         for index in chosen:
             row = rows[index]
             start_ns, end_ns = row[START], row[END]
@@ -216,7 +218,12 @@ class ColumnJoiner:
             if run_text is None:
                 run_text = run_texts[run] = f'"run_id":{_json(run)},'
             parent = parents[index]
-            parent_text = f'"parent_span_id":"{parent[16:].hex()}",' if parent else ""
+            if parent != last_parent:
+                last_parent = parent
+                parent_text = f'"parent_span_id":"{parent[16:].hex()}",' if parent else ""
+            if row[TRACE] != last_trace:
+                last_trace = row[TRACE]
+                trace_text = f'"trace_id":"{last_trace.hex()}"}}'
             dram_text = f'"dram_uj":{dram},' if with_dram else ""
             before = (
                 f'{{"carbon":{{"exclusive_ug":{exclusive_ug},{gas}"lower_ug":{lower},{basis}"ug":{ug},{bound}'
@@ -226,7 +233,7 @@ class ColumnJoiner:
             )
             after = (
                 f'"span_id":"{row[SPAN].hex()}","start_ns":"{start_ns}",{_STATUS_TEXT.get(row[STATUS], _UNSET)}'
-                f'"trace_id":"{row[TRACE].hex()}"}}'
+                f"{trace_text}"
             )
             lines.append((lsn, ordinal, before, run_text, after))
             ordinal += 1

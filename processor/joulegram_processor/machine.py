@@ -141,6 +141,9 @@ class _Settlement:
 
 _NOTHING: dict[str, Any] = {}
 
+_ANY_RUN = ""
+"""In place of a run id, which is never empty."""
+
 
 class Machine:
     """The join over the log.
@@ -180,6 +183,8 @@ class Machine:
         self._run_pids: dict[str, int] = {}
         self.position = 0
         """Where the log goes on: `next_lsn` of the last record fed."""
+        self.selected = 0
+        """Spans selected since this machine was made, replayed ones included."""
         self._lsn = 0
         self._ordinal = 0
         self._log_ns = 0
@@ -214,10 +219,6 @@ class Machine:
         """Whether any span waits for its energy."""
         return self._pending > 0
 
-    def has_spans_of(self, run_id: str) -> bool:
-        """Whether a span of a run has come."""
-        return run_id in self._runs or any(run_id in batch.runs for batch in self._held.values())
-
     def _next(self) -> Position:
         self._ordinal += 1
         return self._lsn, self._ordinal - 1
@@ -242,6 +243,7 @@ class Machine:
         out = Outputs(pids=set(batch.pids) - {0})
         if not batch.waiting:
             self._release(batch, out)
+        self.selected += len(batch.rows)
         yield out
         if self._pending > self._settings.max_pending:
             yield from self._settle(self._oldest_traces())
@@ -290,7 +292,8 @@ class Machine:
     def _put_runs_process(self, batch: Batch) -> None:
         """A run whose process is known speaks for its spans, whatever process they name."""
         if self._run_pids:
-            batch.pids = [self._run_pids.get(run, pid) for run, pid in zip(batch.runs, batch.pids, strict=True)]
+            known, anyone = self._run_pids, self._run_pids.get(_ANY_RUN)
+            batch.pids = [known.get(run, anyone or pid) for run, pid in zip(batch.runs, batch.pids, strict=True)]
 
     def _ticks_in(self, record: LogRecord) -> Iterator[Outputs]:
         try:
@@ -299,6 +302,7 @@ class Machine:
             self._metrics.energy_gaps.labels("unreadable_batch").inc()
             return
         self._measures = bool(batch.domains)
+        self.store.last_reason = batch.reason
         if self._measures or (self._settings.local_energy and not self._foreign.active):
             yield Outputs(ticks=[(record.lsn, record.payload)])
             self._take_energy(batch)
@@ -324,26 +328,35 @@ class Machine:
                 self._metrics.energy_gaps.labels(gap.reason.partition(":")[0]).inc()
 
     def _control_in(self, record: LogRecord) -> Iterator[Outputs]:
-        """Control records: ``run.start`` names a run's process, ``run.end`` settles and ends a run."""
+        """Control records: ``run.start`` names a run's process, ``run.end`` settles and ends a run.
+
+        A run that was started so is published when it was ended so, because only then its status is known. With `alone`
+        the process speaks for every span and every span is settled: nobody else sends to this sidecar.
+        """
         control = json.loads(record.payload)
         run_id = control.get("run_id", "")
         if control.get("type") == "run.start":
             self._run_pids[run_id] = int(control["pid"])
+            if control.get("alone"):
+                self._run_pids[_ANY_RUN] = int(control["pid"])
             for batch in self._held.values():  # spans that came first; a restart would see it so too
                 self._put_runs_process(batch)
         elif control.get("type") == "run.end":
             wanted = [
                 key
                 for key, trace in self._traces.items()
-                if any(batch.runs[at] == run_id for batch, rows in trace.parts for at in rows)
+                if control.get("alone") or any(batch.runs[at] == run_id for batch, rows in trace.parts for at in rows)
             ]
             yield from self._settle(wanted)
             self._run_pids.pop(run_id, None)
+            if control.get("alone"):
+                self._run_pids.pop(_ANY_RUN, None)
             run = self._runs.get(run_id)
-            if run is not None and run.ended_by is None:
-                self._changed_runs.add(run_id)
-                run.ended_by = str(control.get("ended_by", "command_exit"))
-                run.status = str(control.get("status", run.status))
+            if run is not None:
+                run.ended_by = run.ended_by or str(control.get("ended_by", "command_exit"))
+                status = str(control.get("status", run.status))
+                if run.status == "unset" or status == "error":
+                    run.status = status
             yield from self._publish()
 
     # -- settling --------------------------------------------------------------------------------------------
@@ -533,7 +546,7 @@ class Machine:
         for run_id in sorted(self._changed_runs):
             run = self._runs[run_id]
             why = run.ready(self._log_ns, settings.run_idle_ns, settings.run_quiet_ns)
-            if why is None:
+            if why is None or (run_id in self._run_pids and why != "idle_timeout"):
                 continue
             self._changed_runs.discard(run_id)
             if run.is_trace and run.root is None:  # neither an id nor a root: spans, but no run

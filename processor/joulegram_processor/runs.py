@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from joulegram_pipeline.energy import Method
@@ -11,6 +12,8 @@ from joulegram_processor.intensity.carbon import carbon_ug
 from joulegram_processor.spans import END, NAME, ROOT_NAME, SPAN, START, STATUS, TRACE, node_of, shortened, status_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from joulegram_pipeline.records import TableRef
     from joulegram_processor.attribution import Columns
     from joulegram_processor.energy_store import EnergyStore
@@ -166,12 +169,13 @@ class Tally:
         method, segment = what.window.method, what.segment
         for run_id, places in by_run.items():
             indices = [chosen[at] for at in places]
-            cpu, dram, gpu = (sum(column[index] for index in indices) for column in spans.own)
+            cpu, dram, gpu = (sum(map(column.__getitem__, indices)) for column in spans.own)
+            misaligned = list(map(aligns.__getitem__, places))
             run = self._run(
                 run_id,
                 log_ns,
-                min(spans.starts[index] for index in indices),
-                max(spans.ends[index] for index in indices),
+                min(map(spans.starts.__getitem__, indices)),
+                max(map(spans.ends.__getitem__, indices)),
             )
             run.spans += len(indices)
             run.cpu_uj += cpu
@@ -179,13 +183,13 @@ class Tally:
             run.gpu_uj += gpu
             run.kinds |= kinds_mask(what.window.kinds)
             run.methods.add(method)
-            run.scopes.update("process" if spans.scopes[index] else "host" for index in indices)
+            run.scopes.update("process" if scope else "host" for scope in set(map(spans.scopes.__getitem__, indices)))
             run.with_carbon += len(indices)
             run.priced.add(f"{method}/{segment.resolution}")
-            run.carbon_ug += sum(carbons[at] for at in places)
+            run.carbon_ug += sum(map(carbons.__getitem__, places))
             run.carbon_uj += cpu + dram + gpu
             run.factor_weighted += (cpu + dram + gpu) * segment.mg_per_kwh
-            run.align_sq += sum(aligns[at] * aligns[at] for at in places)
+            run.align_sq += sum(map(mul, misaligned, misaligned))
             run.upper_bound = run.upper_bound or segment.upper_bound
             self._describe_columns(
                 run, spans, indices, rows, extras, [carbons[at] for at in places], segment.mg_per_kwh
@@ -213,10 +217,11 @@ class Tally:
     ) -> None:
         """`_describe` for those spans that can tell a document something it does not know yet."""
         full = len(run.nodes) >= MAX_NODES and len(run.traces) >= MAX_TRACES
-        for index, ug in zip(indices, carbons, strict=True):
+        telling: Iterable[tuple[int, int]] = zip(indices, carbons, strict=True)
+        if full:
+            telling = ((index, ug) for index, ug in telling if extras[index] or rows[index][NAME] == ROOT_NAME)
+        for index, ug in telling:
             row, extra = rows[index], extras[index]
-            if full and not extra and row[NAME] != ROOT_NAME:
-                continue
             own = [column[index] for column in spans.own]
             kids = [column[index] for column in spans.kids]
             total = sum(own) + sum(kids)

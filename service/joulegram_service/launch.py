@@ -55,7 +55,7 @@ class Launch:
         Raises:
             CannotExecuteError: it could not.
         """
-        with os.fdopen(self._go, "wb") as pipe:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(self._go, "wb") as pipe:  # a signal may have ended it
             pipe.write(json.dumps(dict(environment)).encode())
         self._waiting = False
         with os.fdopen(self._told, "rb") as pipe:

@@ -75,15 +75,15 @@ async def _run(launch: Launch, config: Config, *, as_json: bool) -> int:
     sidecar = Sidecar(config, default_run=run_id)
     async with sidecar:
         await sidecar.begin_run(run_id, launch.pid)
+        for number in (signal.SIGINT, signal.SIGTERM):  # before the command can be seen to run
+            loop.add_signal_handler(number, launch.signal, number)
         start_ns = time.time_ns()
         launch.start(_environment(os.environ, sidecar.receiver.port, run_id))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, launch.signal, number)
         status = await asyncio.to_thread(launch.wait)
         end_ns = time.time_ns()
         with _progress("waiting for the energy of the command's last second"):
             await sidecar.engine.drain(SETTLE_S)
-            if not sidecar.machine.has_spans_of(run_id):
+            if not sidecar.has_spans:
                 await sidecar.receive_span(root_span(launch.command, run_id, start_ns, end_ns, status))
             settled = await sidecar.end_run(run_id, "error" if status else "ok", SETTLE_S)
     if not settled:
@@ -119,6 +119,12 @@ def _environment(environ: Mapping[str, str], port: int, run_id: str) -> dict[str
 
 def _with_upstream(config: Config, environ: Mapping[str, str]) -> Config:
     """Forward to where the command would have sent, so that nobody misses its telemetry."""
+    for name in sorted(_OVERRIDING & environ.keys()):
+        if name.endswith("_ENDPOINT"):
+            sys.stderr.write(
+                f"joulegram: {name}: got {environ[name]!r}; the telemetry of this run comes here and is not forwarded "
+                f"there: set {_ENDPOINT} or --upstream\n"
+            )
     endpoint = environ.get(_ENDPOINT, "")
     if not endpoint:
         return config
@@ -174,21 +180,28 @@ def _put(attributes: Any, values: Mapping[str, str | int]) -> None:
 
 
 def _summarise(sidecar: Sidecar, run_id: str, *, as_json: bool) -> None:
-    """Print what the ledger says of the run: what is shown is what was recorded."""
+    """Print what the ledger says of the run: what is shown is what was recorded.
+
+    A command that names runs of its own gets a summary of each of them.
+    """
     from joulegram_rollup.summary import read_run, to_json
 
-    written: dict[str, Path] = {"ledger": sidecar.layout.ledger, **sidecar.documents.get(run_id, {})}
-    try:
-        summary = read_run(sidecar.layout.ledger, run_id)
-    except JoulegramError as error:
-        sys.stderr.write(f"joulegram: no summary: {error}\n")
-        return
+    shown = list(sidecar.documents) or [run_id]
+    out = []
+    for name in shown:
+        written: dict[str, Path] = {"ledger": sidecar.layout.ledger, **sidecar.documents.get(name, {})}
+        try:
+            summary = read_run(sidecar.layout.ledger, name)
+        except JoulegramError as error:
+            sys.stderr.write(f"joulegram: no summary: {error}\n")
+            continue
+        if as_json:
+            out.append({**to_json(summary), "written": {kind: str(path) for kind, path in written.items()}})
+            continue
+        from rich.console import Console
+
+        from joulegram_rollup.render import render
+
+        render(summary, Console(stderr=True), written)
     if as_json:
-        out = {**to_json(summary), "written": {name: str(path) for name, path in written.items()}}
-        sys.stdout.write(json.dumps(out, indent=2, ensure_ascii=False) + "\n")
-        return
-    from rich.console import Console
-
-    from joulegram_rollup.render import render
-
-    render(summary, Console(stderr=True), written)
+        sys.stdout.write(json.dumps(out[0] if len(out) == 1 else {"runs": out}, indent=2, ensure_ascii=False) + "\n")

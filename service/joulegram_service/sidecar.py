@@ -107,6 +107,7 @@ class Sidecar:
         self._stack = AsyncExitStack()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._upstream: Upstream | None = None
+        self._selected_before = 0
         self._seen: set[int] = set()
         """Processes that spans named, here or not."""
         self._named: set[int] = set()
@@ -193,15 +194,23 @@ class Sidecar:
     # -- what `joulegram run` tells it -------------------------------------------------------------------------
 
     async def begin_run(self, run_id: str, pid: int) -> None:
-        """Name the process tree whose energy the spans of a run share."""
+        """Name the process tree whose energy the spans that come from now on share."""
+        await self.engine.drain(LAST_TICKS_S)
+        self._selected_before = self.machine.selected
         await self._name({pid})
-        await self._control({"type": "run.start", "run_id": run_id, "pid": pid})
+        await self._control({"type": "run.start", "run_id": run_id, "pid": pid, "alone": True})
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether a span to join has come since the run began."""
+        return self.machine.selected > self._selected_before
 
     async def end_run(self, run_id: str, status: str, budget_s: float) -> bool:
         """Bring the energy up to now into the log, end the run there, and wait until that is committed."""
         deadline = time.monotonic() + budget_s
         await self.poller.flush_until(time.time_ns(), budget_s)
-        await self._control({"type": "run.end", "run_id": run_id, "status": status, "ended_by": "command_exit"})
+        end = {"type": "run.end", "run_id": run_id, "status": status, "ended_by": "command_exit", "alone": True}
+        await self._control(end)
         return await self.engine.drain(max(1.0, deadline - time.monotonic()))
 
     async def receive_span(self, request: bytes) -> None:

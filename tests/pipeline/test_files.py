@@ -158,8 +158,15 @@ def test_one_process_may_not_hold_it_twice(tmp_path: Path) -> None:
 def test_a_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     """A program started under the lock does not hold it on: the descriptor is closed at exec."""
     with DirectoryLock(tmp_path):
-        child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import sys; print('runs', flush=True); sys.stdin.read()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            close_fds=False,
+        )
     try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"runs\n"
         with DirectoryLock(tmp_path):
             pass
     finally:

@@ -211,3 +211,21 @@ def test_a_table_boundary_is_left_to_the_general_path() -> None:
     assert uniform is None
     window = Joiner(store, MODELS["a region"]).window(turn, turn + S)
     assert columns.uniform(window, turn, turn + S, NO_KIDS) is not None
+
+
+@pytest.mark.parametrize(("uj", "ug"), [(1800, 0), (1801, 1), (5400, 2), (5399, 1), (9000, 2)])
+def test_a_half_microgram_is_rounded_to_even(uj: int, ug: int) -> None:
+    """At 1 kg/kWh a microgram is 3600 uJ: ties go to even, here as in the general path."""
+    store = EnergyStore(retention_ns=10**15)
+    store.add(tick_batch(tick(1, NOON, NOON + S, cpu_uj=uj)))
+    joiner = Joiner(store, CarbonModel(StaticFactor("1", "by hand")))
+    columns = ColumnJoiner(store, joiner)
+    spans = Columns([NOON], [NOON + S], [TRACE + span_id(1)], [b""], [0])
+    attribute(store, {}, spans)
+    add_up(spans, {})
+    uniform = columns.uniform(joiner.window(NOON, NOON + S), NOON, NOON + S, spans.kids)
+    assert uniform is not None
+    row: Row = ("etl.job", TRACE, span_id(1), b"", NOON, NOON + S, 0)
+    (line,), _, carbons, _ = columns.join(uniform, spans, [0], [row], [0], ["run-one-0001"], [{}], 1, 0)
+    assert carbons == [ug]
+    assert f'"ug":{ug},' in line[2]

@@ -320,3 +320,14 @@ def test_attributes_are_what_protobuf_reads(
         assert read == [*doubles, *texts]
         assert Counter(type(value) for _, value in read) == Counter(type(value) for _, value in [*doubles, *texts])
     assert attributes(Span.FromString(double_prefix("k") + bytes(8))) == {"k": 0.0}
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 129, 16_383, 16_384, 16_385])
+def test_a_length_takes_the_bytes_it_needs(size: int) -> None:
+    """Where a varint grows by a byte: content that is just below, at and above it."""
+    sent = b"\x0a\x04\x12\x02\x12\x00"
+    addition = b"\x01" * size
+    assert splice_all(sent, [addition]) == splice(sent, lambda *_: addition)
+    inner = b"\x12" + varint(size) + addition
+    scope = b"\x12" + varint(len(inner)) + inner
+    assert splice_all(sent, [addition]) == b"\x0a" + varint(len(scope)) + scope

@@ -217,6 +217,7 @@ def test_metrics_come_by_themselves_while_the_job_runs(sink: OtlpServer, monkeyp
     handle = otel.init_otel("kfm-etl", run_id=RUN_ID)
     handle.meter.create_counter("etl.records").add(1)
     sink.wait_for(lambda server: any(what == "metrics" for what, _ in server.taken))
+    assert handle.shutdown()
 
 
 @pytest.fixture

@@ -116,9 +116,15 @@ def test_head_is_get_without_a_body(tmp_path: Path, path: str) -> None:
     """The same status and length, no byte of it."""
 
     async def work(sidecar: Sidecar) -> None:
-        status, headers, body = await ask(sidecar.health.port, path, "HEAD")
-        assert (status, body) == (200, b"")
-        assert int(headers["content-length"]) > 0
+        # Raw, because a client's library drops a body that should not be there.
+        reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.health.port)
+        writer.write(f"HEAD {path} HTTP/1.1\r\nHost: joulegram\r\nConnection: close\r\n\r\n".encode())
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert re.search(rb"\r\ncontent-length: [1-9]", head)
+        assert body == b""
 
     with_sidecar(tmp_path, work)
 
