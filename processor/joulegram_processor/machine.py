@@ -10,24 +10,26 @@ Invariants:
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from joulegram_pipeline.energy import TickBatch
 from joulegram_pipeline.errors import AgentError, DocumentError, WireError
 from joulegram_pipeline.records import RecordKind
-from joulegram_processor.attribution import Columns, add_up, attribute
+from joulegram_processor.attribution import add_up, attribute
 from joulegram_processor.energy_store import EnergyStore
 from joulegram_processor.enrich import WRITTEN_KEYS, upsert
 from joulegram_processor.foreign import ForeignEnergy
 from joulegram_processor.intervals import IntervalSet
 from joulegram_processor.join import Joiner, Settled
 from joulegram_processor.join_columns import ColumnJoiner
-from joulegram_processor.runs import Run, Tally, account_of, publish
+from joulegram_processor.repeats import Repeats
+from joulegram_processor.runs import Run, account_of, publish
 from joulegram_processor.select import Selector
-from joulegram_processor.spans import END, PARENT, SPAN, START, TRACE, Batch, SpanReader, reported_uj
+from joulegram_processor.spans import Batch, SpanReader, reported_uj
+from joulegram_processor.tally import Tally
+from joulegram_processor.waiting import ANY_RUN, NO_EXTRAS, Waiting
 from joulegram_processor.wire import splice, splice_all
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from joulegram_processor.join import CarbonModel, Window
     from joulegram_processor.join_columns import Uniform
     from joulegram_processor.runs import Identity
-    from joulegram_processor.spans import Row
+    from joulegram_processor.waiting import Settlement
     from joulegram_processor.wire import SpanAt
 
 STATE_VERSION = 1
@@ -112,39 +114,6 @@ class LogReader(Protocol):
         """The record at a position."""
 
 
-class _Trace:
-    """Spans of one trace that wait to be settled together: whole batches, or rows of them."""
-
-    __slots__ = ("count", "end_ns", "first_ns", "links", "parts", "rooted")
-
-    def __init__(self, first_ns: int) -> None:
-        self.parts: list[tuple[Batch, list[int]]] = []
-        self.links: dict[bytes, bytes] = {}
-        self.first_ns = first_ns
-        self.end_ns = 0
-        self.rooted = False
-        self.count = 0
-
-
-@dataclass(slots=True)
-class _Settlement:
-    """Spans settled together, column by column, in the order of the log."""
-
-    spans: Columns = field(default_factory=Columns)
-    batches: list[Batch] = field(default_factory=list)
-    at: list[int] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    origins: list[int] = field(default_factory=list)
-    runs: list[str] = field(default_factory=list)
-    extras: list[dict[str, Any]] = field(default_factory=list)
-
-
-_NOTHING: dict[str, Any] = {}
-
-_ANY_RUN = ""
-"""In place of a run id, which is never empty."""
-
-
 class Machine:
     """The join over the log.
 
@@ -172,15 +141,11 @@ class Machine:
         self._measures = False
         self.claimed: dict[int, IntervalSet] = {}
         self._carried: dict[bytes, Triple] = {}
-        self._seen: set[bytes] = set()
-        self._seen_before: set[bytes] = set()
-        self._held: dict[int, Batch] = {}
-        self._traces: dict[bytes, _Trace] = {}
-        self._pending = 0
+        self._repeats = Repeats(settings.dedupe_spans)
+        self._waiting = Waiting()
         self._runs: dict[str, Run] = {}
         self._tally = Tally(self._runs)
         self._changed_runs: set[str] = set()
-        self._run_pids: dict[str, int] = {}
         self.position = 0
         """Where the log goes on: `next_lsn` of the last record fed."""
         self.selected = 0
@@ -208,16 +173,16 @@ class Machine:
             case _:
                 yield self._pass_on(record)
         self.position = record.next_lsn
-        self._metrics.pending_spans.set(self._pending)
+        self._metrics.pending_spans.set(self._waiting.count)
 
     def oldest_needed(self) -> int:
         """The lowest lsn that a request still waiting will be read from; `position` where none waits."""
-        return min(self._held, default=self.position)
+        return min(self._waiting.held, default=self.position)
 
     @property
     def is_waiting(self) -> bool:
         """Whether any span waits for its energy."""
-        return self._pending > 0
+        return self._waiting.count > 0
 
     def _next(self) -> Position:
         self._ordinal += 1
@@ -238,62 +203,16 @@ class Machine:
         if not batch.rows:
             yield self._pass_on(record)
             return
-        self._mark_repeated(batch)
-        self._hold(batch)
+        self._metrics.duplicate_spans.inc(self._repeats.mark(batch))
+        self._waiting.add(batch)
         out = Outputs(pids=set(batch.pids) - {0})
         if not batch.waiting:
             self._release(batch, out)
         self.selected += len(batch.rows)
         yield out
-        if self._pending > self._settings.max_pending:
-            yield from self._settle(self._oldest_traces())
-
-    def _mark_repeated(self, batch: Batch) -> None:
-        """Find the spans that were joined before: a retry of a request whose acknowledgement was lost."""
-        keys = [row[TRACE] + row[SPAN] for row in batch.rows]
-        seen, before = self._seen, self._seen_before
-        fresh = set(keys)
-        if len(fresh) == len(keys) and seen.isdisjoint(fresh) and before.isdisjoint(fresh):
-            seen |= fresh
-        else:
-            for at, key in enumerate(keys):
-                if key in seen or key in before:
-                    batch.repeated.add(at)
-                else:
-                    seen.add(key)
-            batch.waiting -= len(batch.repeated)
-            self._metrics.duplicate_spans.inc(len(batch.repeated))
-        if len(seen) >= self._settings.dedupe_spans:
-            self._seen_before, self._seen = seen, set()
-
-    def _hold(self, batch: Batch) -> None:
-        """Put the spans of a batch that are neither repeated nor settled to their traces, to wait."""
-        self._held[batch.lsn] = batch
-        self._put_runs_process(batch)
-        by_trace: dict[bytes, list[int]] = {}
-        whole = not batch.repeated and not batch.blobs
-        if whole and len({row[TRACE] for row in batch.rows}) == 1:
-            by_trace[batch.rows[0][TRACE]] = list(range(len(batch.rows)))
-        else:
-            for at, row in enumerate(batch.rows):
-                if at not in batch.repeated and at not in batch.blobs:
-                    by_trace.setdefault(row[TRACE], []).append(at)
-        for trace_id, rows in by_trace.items():
-            trace = self._traces.get(trace_id)
-            if trace is None:
-                trace = self._traces[trace_id] = _Trace(batch.received_ns)
-            trace.parts.append((batch, rows))
-            trace.count += len(rows)
-            trace.end_ns = max(trace.end_ns, *(batch.rows[at][END] for at in rows))
-            trace.rooted = trace.rooted or not all(batch.rows[at][PARENT] for at in rows)
-            trace.links.update(batch.links)
-            self._pending += len(rows)
-
-    def _put_runs_process(self, batch: Batch) -> None:
-        """A run whose process is known speaks for its spans, whatever process they name."""
-        if self._run_pids:
-            known, anyone = self._run_pids, self._run_pids.get(_ANY_RUN)
-            batch.pids = [known.get(run, anyone or pid) for run, pid in zip(batch.runs, batch.pids, strict=True)]
+        surplus = self._waiting.count - self._settings.max_pending
+        if surplus > 0:
+            yield from self._settle(self._waiting.oldest(surplus + self._settings.max_pending // 4))
 
     def _ticks_in(self, record: LogRecord) -> Iterator[Outputs]:
         try:
@@ -334,23 +253,12 @@ class Machine:
         the process speaks for every span and every span is settled: nobody else sends to this sidecar.
         """
         control = json.loads(record.payload)
-        run_id = control.get("run_id", "")
+        run_id, alone = str(control.get("run_id")), bool(control.get("alone"))
         if control.get("type") == "run.start":
-            self._run_pids[run_id] = int(control["pid"])
-            if control.get("alone"):
-                self._run_pids[_ANY_RUN] = int(control["pid"])
-            for batch in self._held.values():  # spans that came first; a restart would see it so too
-                self._put_runs_process(batch)
+            self._waiting.name(run_id, int(control["pid"]), alone=alone)
         elif control.get("type") == "run.end":
-            wanted = [
-                key
-                for key, trace in self._traces.items()
-                if control.get("alone") or any(batch.runs[at] == run_id for batch, rows in trace.parts for at in rows)
-            ]
-            yield from self._settle(wanted)
-            self._run_pids.pop(run_id, None)
-            if control.get("alone"):
-                self._run_pids.pop(_ANY_RUN, None)
+            yield from self._settle(self._waiting.of_run(ANY_RUN if alone else run_id))
+            self._waiting.unname(run_id, alone=alone)
             run = self._runs.get(run_id)
             if run is not None:
                 run.ended_by = run.ended_by or str(control.get("ended_by", "command_exit"))
@@ -362,34 +270,18 @@ class Machine:
     # -- settling --------------------------------------------------------------------------------------------
 
     def _advance(self) -> Iterator[Outputs]:
-        watermark, log_ns, max_wait_ns = self.store.watermark_ns, self._log_ns, self._settings.max_wait_ns
-        ready = [
-            key
-            for key, trace in self._traces.items()
-            if (trace.rooted and trace.end_ns <= watermark) or log_ns - trace.first_ns >= max_wait_ns
-        ]
+        ready = self._waiting.ready(self.store.watermark_ns, self._log_ns, self._settings.max_wait_ns)
         yield from self._settle(ready)
         yield from self._publish()
         for times in self.claimed.values():
             times.forget_before(self.store.horizon_ns)
 
-    def _oldest_traces(self) -> list[bytes]:
-        room = self._pending - self._settings.max_pending * 3 // 4
-        chosen = []
-        for key, trace in self._traces.items():
-            chosen.append(key)
-            room -= trace.count
-            if room <= 0:
-                break
-        return chosen
-
     def _settle(self, keys: list[bytes]) -> Iterator[Outputs]:
         """Settle whole traces together: attribute, add up, join, record; requests that are complete leave."""
-        group = self._gather(keys)
+        group = self._waiting.take(keys)
         if not group.rows:
             return
         spans = group.spans
-        self._pending -= len(spans)
         attribute(self.store, self.claimed, spans)
         add_up(spans, self._carried)
         while len(self._carried) > MAX_CARRIED:
@@ -409,38 +301,7 @@ class Machine:
             else:
                 yield self._record_each(group, chosen, window)
 
-    def _gather(self, keys: list[bytes]) -> _Settlement:
-        """The waiting spans of these traces as columns, in the order of the log."""
-        parts: list[tuple[Batch, list[int]]] = []
-        links: dict[bytes, bytes] = {}
-        for key in keys:
-            trace = self._traces.pop(key)
-            parts += trace.parts
-            links.update(trace.links)
-        parts.sort(key=_by_lsn)
-        group = _Settlement()
-        spans = group.spans
-        for batch, at in parts:
-            rows = batch.rows if len(at) == len(batch.rows) else [batch.rows[index] for index in at]
-            group.rows += rows
-            group.at += at
-            group.batches += [batch] * len(rows)
-            group.origins += [batch.lsn] * len(rows)
-            group.runs += batch.runs if len(at) == len(batch.rows) else [batch.runs[index] for index in at]
-            if batch.extras:
-                group.extras += [batch.extras.get(index, _NOTHING) for index in at]
-            else:
-                group.extras += [_NOTHING] * len(rows)
-            spans.pids += batch.pids if len(at) == len(batch.rows) else [batch.pids[index] for index in at]
-        spans.starts = [row[START] for row in group.rows]
-        spans.ends = [row[END] for row in group.rows]
-        spans.keys = [row[TRACE] + row[SPAN] for row in group.rows]
-        spans.parents = [row[TRACE] + row[PARENT] if len(row[PARENT]) == 8 else b"" for row in group.rows]
-        if links:
-            spans.parents = [_joined_parent(parent, links) for parent in spans.parents]
-        return group
-
-    def _record_columns(self, group: _Settlement, chosen: list[int], uniform: Uniform) -> Outputs:
+    def _record_columns(self, group: Settlement, chosen: list[int], uniform: Uniform) -> Outputs:
         """Join and record spans of which one thing holds."""
         out = Outputs()
         out.lines, blobs, carbons, aligns = self._columns.join(
@@ -462,7 +323,7 @@ class Machine:
         self._give_back(group, chosen, blobs, out)
         return out
 
-    def _record_each(self, group: _Settlement, chosen: list[int], window: Window | None) -> Outputs:
+    def _record_each(self, group: Settlement, chosen: list[int], window: Window | None) -> Outputs:
         """Join and record spans one by one."""
         out = Outputs()
         spans = group.spans
@@ -494,7 +355,7 @@ class Machine:
         self._give_back(group, chosen, blobs, out)
         return out
 
-    def _give_back(self, group: _Settlement, chosen: list[int], blobs: list[bytes], out: Outputs) -> None:
+    def _give_back(self, group: Settlement, chosen: list[int], blobs: list[bytes], out: Outputs) -> None:
         """Hand the attributes to the requests they belong to; those that are complete leave."""
         for index, blob in zip(chosen, blobs, strict=True):
             batch = group.batches[index]
@@ -505,7 +366,7 @@ class Machine:
 
     def _release(self, batch: Batch, out: Outputs) -> None:
         """Let a request go whose spans are all settled; one that held nothing but repeated spans is not sent again."""
-        del self._held[batch.lsn]
+        self._waiting.release(batch)
         if not self._settings.forwarding or len(batch.repeated) == batch.total:
             return
         payload = self._log.read_at(batch.lsn).payload
@@ -531,7 +392,7 @@ class Machine:
                 return content
             if at in batch.repeated:
                 return None
-            extras = batch.extras.get(at, _NOTHING)
+            extras = batch.extras.get(at, NO_EXTRAS)
             if WRITTEN_KEYS.isdisjoint(extras):
                 return content + batch.blobs[at]
             return upsert(content, batch.blobs[at], reported=reported_uj(extras) is not None)
@@ -546,7 +407,7 @@ class Machine:
         for run_id in sorted(self._changed_runs):
             run = self._runs[run_id]
             why = run.ready(self._log_ns, settings.run_idle_ns, settings.run_quiet_ns)
-            if why is None or (run_id in self._run_pids and why != "idle_timeout"):
+            if why is None or (run_id in self._waiting.run_pids and why != "idle_timeout"):
                 continue
             self._changed_runs.discard(run_id)
             if run.is_trace and run.root is None:  # neither an id nor a root: spans, but no run
@@ -578,18 +439,9 @@ class Machine:
                 for scope, times in self.claimed.items()
             },
             "carried": {key.hex(): list(value) for key, value in self._carried.items()},
-            "seen": _pack(self._seen),
-            "seen_before": _pack(self._seen_before),
-            "held": [
-                {
-                    "lsn": batch.lsn,
-                    "repeated": sorted(batch.repeated),
-                    "blobs": {str(at): base64.b64encode(blob).decode() for at, blob in batch.blobs.items()},
-                }
-                for batch in self._held.values()
-            ],
+            "repeats": self._repeats.dump(),
+            "waiting": self._waiting.dump(),
             "runs": [run.dump() for run in self._runs.values()],
-            "run_pids": dict(self._run_pids),
             "foreign": self._foreign.dump(),
             "measures": self._measures,
         }
@@ -610,40 +462,14 @@ class Machine:
             for scope, times in state["claimed"].items()
         }
         self._carried = {bytes.fromhex(key): (v[0], v[1], v[2]) for key, v in state["carried"].items()}
-        self._seen = _unpack(state["seen"])
-        self._seen_before = _unpack(state["seen_before"])
+        self._repeats.load(state["repeats"])
         self._runs.clear()
         self._runs.update((raw["run_id"], Run.load(raw)) for raw in state["runs"])
         self._changed_runs = {run.run_id for run in self._runs.values() if run.spans != run.published_spans}
-        self._run_pids = dict(state["run_pids"])
         self._foreign.load(state["foreign"])
         self._measures = state["measures"]
-        for item in state["held"]:
-            record = self._log.read_at(item["lsn"])
-            batch = self._reader.read(record.payload, record.lsn, record.received_ns)
-            batch.repeated = set(item["repeated"])
-            batch.blobs = {int(at): base64.b64decode(blob) for at, blob in item["blobs"].items()}
-            batch.waiting -= len(batch.repeated) + len(batch.blobs)
-            self._hold(batch)
+        self._waiting.load(state["waiting"], self._read_again)
 
-
-def _joined_parent(key: bytes, links: dict[bytes, bytes]) -> bytes:
-    for _ in range(64):
-        above = links.get(key)
-        if above is None:
-            return key
-        key = above
-    return key
-
-
-def _by_lsn(part: tuple[Batch, list[int]]) -> tuple[int, int]:
-    return part[0].lsn, part[1][0]
-
-
-def _pack(keys: set[bytes]) -> str:
-    return base64.b64encode(b"".join(keys)).decode()
-
-
-def _unpack(text: str) -> set[bytes]:
-    data = base64.b64decode(text)
-    return {data[at : at + 24] for at in range(0, len(data), 24)}
+    def _read_again(self, lsn: int) -> Batch:
+        record = self._log.read_at(lsn)
+        return self._reader.read(record.payload, record.lsn, record.received_ns)

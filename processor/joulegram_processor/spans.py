@@ -167,6 +167,8 @@ class SpanReader:
                 values = {item.key: plain(item.value) for item in attributed[at].attributes if item.key in self._wanted}
             if not _sound(row) or not (self._selects(row[NAME]) or not self._attributes.isdisjoint(values)):
                 continue
+            if len(row[PARENT]) not in {0, 8} or row[PARENT] == _ZERO_SPAN:
+                row = (*row[:PARENT], b"", *row[START:])  # noqa: PLW2901 - no id, so no parent
             if values:
                 batch.extras[len(batch.rows)] = values
             batch.runs.append((run_of(values) if values else None) or run or row[TRACE].hex())
@@ -183,14 +185,18 @@ class SpanReader:
         return known
 
 
-_name, _trace, _span = itemgetter(NAME), itemgetter(TRACE), itemgetter(SPAN)
+_name, _trace, _span, _parent = itemgetter(NAME), itemgetter(TRACE), itemgetter(SPAN), itemgetter(PARENT)
+_start, _end = itemgetter(START), itemgetter(END)
 
 
 def _all_sound(rows: list[Row]) -> bool:
     """Whether `_sound` holds for every row, asked column by column."""
-    traces, spans = set(map(_trace, rows)), list(map(_span, rows))
+    traces, spans, parents = set(map(_trace, rows)), list(map(_span, rows)), set(map(_parent, rows))
     return (
-        all(map(le, map(itemgetter(START), rows), map(itemgetter(END), rows)))
+        all(map(le, map(_start, rows), map(_end, rows)))
+        and 0 not in map(_start, rows)
+        and set(map(len, parents)) <= {0, 8}
+        and _ZERO_SPAN not in parents
         and set(map(len, traces)) <= {16}
         and set(map(len, spans)) <= {8}
         and _ZERO_TRACE not in traces
@@ -201,7 +207,7 @@ def _all_sound(rows: list[Row]) -> bool:
 def _sound(row: Row) -> bool:
     """Whether a span has ids and times that OTLP allows."""
     return (
-        row[END] >= row[START]
+        row[END] >= row[START] > 0
         and len(row[TRACE]) == 16
         and len(row[SPAN]) == 8
         and row[TRACE] != _ZERO_TRACE

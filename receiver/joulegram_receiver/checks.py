@@ -17,7 +17,7 @@ def broken_spans(request: Any) -> list[Any]:
         for resource_spans in request.resource_spans
         for scope_spans in resource_spans.scope_spans
         for span in scope_spans.spans
-        if span.end_time_unix_nano < span.start_time_unix_nano
+        if not 0 < span.start_time_unix_nano <= span.end_time_unix_nano
         or len(trace_id := span.trace_id) != 16
         or trace_id == _NO_TRACE_ID
         or len(span_id := span.span_id) != 8
@@ -50,6 +50,8 @@ def fault(span: Any) -> tuple[str, str] | None:
         if not any(value):
             return reason, f"{field} all zero: {reason}={value.hex()!r}, expected {length} bytes not all zero"
     start_ns, end_ns = span.start_time_unix_nano, span.end_time_unix_nano
+    if start_ns == 0:
+        return "times", "has no start: start_time_unix_nano=0, expected nanoseconds since 1970"
     if end_ns < start_ns:
         return "times", (
             f"ends before it starts: start_time_unix_nano={start_ns}, end_time_unix_nano={end_ns}, "

@@ -116,7 +116,7 @@ def test_the_resource_and_the_root_say_which_run(sent: tuple[OtlpServer, Path]) 
 
 @pytest.mark.parametrize("name", NODES)
 def test_a_node_carries_what_the_span_contract_requires(sent: tuple[OtlpServer, Path], name: str) -> None:
-    """kfm.run_id, node, component, domain and pipeline_kind (S1-22), records, and no host name (S0-64)."""
+    """kfm.run_id, node, component, domain and pipeline_kind (S1-22, S1-25), records, and no host name (S0-64)."""
     found = attributes(by_name(sent[0])[name])
 
     assert found.pop("records_out") > 0

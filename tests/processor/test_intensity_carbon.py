@@ -97,9 +97,7 @@ def test_cutting_a_span_gives_the_whole_before_rounding(
     middle = data.draw(st.integers(start, start + length))
     whole = chain.segments(start, start + length)
     parts = [*chain.segments(start, middle), *chain.segments(middle, start + length)]
-    exact = sum(
-        (Fraction(energy_uj * (s.end_ns - s.start_ns), length) * s.mg_per_kwh for s in whole), Fraction(0)
-    )
+    exact = sum((Fraction(energy_uj * (s.end_ns - s.start_ns), length) * s.mg_per_kwh for s in whole), Fraction(0))
     assert carbon_across(energy_uj, whole) == round(exact / 3_600_000_000)
     assert carbon_across(energy_uj, parts) == carbon_across(energy_uj, whole)
     assert mean_mg_per_kwh(parts) == mean_mg_per_kwh(whole)
@@ -192,9 +190,7 @@ def test_a_job_over_the_new_year_has_both_factors() -> None:
         ("duration_s", (None, None, float("nan"))),
     ],
 )
-def test_quantities_that_are_none_are_refused(
-    name: str, values: tuple[float | None, float | None, float]
-) -> None:
+def test_quantities_that_are_none_are_refused(name: str, values: tuple[float | None, float | None, float]) -> None:
     """NaN, infinity and negatives are quoted (S0-66)."""
     with pytest.raises(WireError, match=f"{name}: got"):
         to_gco2e(*values, "SPP_KS", started_at=NOON)

@@ -167,9 +167,7 @@ def _apart(rows: list[tuple[int, int, int, Tier]]) -> list[tuple[int, int, int, 
     return out
 
 
-@given(
-    _TIERED, st.integers(-5, 60), st.integers(0, 60), st.lists(st.sampled_from(DEFAULT_TIERS), unique=True)
-)
+@given(_TIERED, st.integers(-5, 60), st.integers(0, 60), st.lists(st.sampled_from(DEFAULT_TIERS), unique=True))
 def test_segments_agree_with_a_look_at_each_instant(
     raw: list[tuple[int, int, int, Tier]], start: int, length: int, some: list[str]
 ) -> None:
@@ -209,9 +207,7 @@ def test_the_short_cut_gives_what_a_cut_gives(
         if found is None:
             assert len(pieces) > 1
         else:
-            assert _plain(pieces) == [
-                (start, start + length, found.mg_per_kwh, found.resolution, found.upper_bound)
-            ]
+            assert _plain(pieces) == [(start, start + length, found.mg_per_kwh, found.resolution, found.upper_bound)]
 
 
 BAD_FACTORS = {

@@ -31,9 +31,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("region", "table_id", "key", "found_in"), GOOD)
-def test_a_region_resolves_to_one_key_and_table(
-    region: str, table_id: str | None, key: str, found_in: str
-) -> None:
+def test_a_region_resolves_to_one_key_and_table(region: str, table_id: str | None, key: str, found_in: str) -> None:
     """Keys by their scheme, aliases by the table's scheme (S1-26, D-15)."""
     resolved = resolve(region, table_id)
     assert (resolved.key, resolved.table_id) == (key, found_in)
@@ -42,9 +40,7 @@ def test_a_region_resolves_to_one_key_and_table(
 def test_the_path_says_how_and_by_which_alias_file() -> None:
     """A result can name the alias file it went through, or that it needed none (S1-30)."""
     aliases = shipped_aliases()
-    assert resolve("SPP_KS").path == (
-        f"SPP_KS → egrid:SPNO (aliases {aliases.version}, sha256 {aliases.sha256})"
-    )
+    assert resolve("SPP_KS").path == (f"SPP_KS → egrid:SPNO (aliases {aliases.version}, sha256 {aliases.sha256})")
     assert resolve("egrid:SPNO").path == "egrid:SPNO"
     assert resolve("ember:DEU").path == "ember:DEU → iso3:DEU"
 

@@ -207,9 +207,7 @@ def test_tables_are_found_by_id_and_version_alone(tmp_path: Path) -> None:
     version = _write(tmp_path).name
     assert load_table("t", extra_dirs=[tmp_path]).ref.name == f"t@{version}"
     assert load_table("t", version, [tmp_path]).ref.version == version
-    with pytest.raises(
-        TableError, match=r"got table 'nope', expected one of ember-annual@.*epa-egrid-ba@.*t@1"
-    ):
+    with pytest.raises(TableError, match=r"got table 'nope', expected one of ember-annual@.*epa-egrid-ba@.*t@1"):
         load_table("nope", extra_dirs=[tmp_path])
     with pytest.raises(TableError, match=r"got table 't@9\+00000000', expected one of"):
         load_table("t", "9+00000000", [tmp_path])
@@ -236,9 +234,7 @@ def test_holes_are_listed() -> None:
     late = SECOND.replace("T02", "T06").replace("T01", "T05")
     data = f"{HEADER}\n{FIRST}\n{late}\nx:B{SECOND[3:]}\n".encode()
     holes = summarise(parse_rows(Path("t"), data, False, 3600))["holes"]
-    assert holes == [
-        {"region_key": "x:A", "start_utc": "2023-01-01T01:00:00Z", "end_utc": "2023-01-01T05:00:00Z"}
-    ]
+    assert holes == [{"region_key": "x:A", "start_utc": "2023-01-01T01:00:00Z", "end_utc": "2023-01-01T05:00:00Z"}]
 
 
 def test_shipped_tables_are_the_four() -> None:

@@ -71,9 +71,7 @@ def test_the_interval_is_its_definition(value_ug: int, components: list[Componen
 
 
 @given(st.lists(UG, min_size=1, max_size=8), RELATIVE)
-def test_results_that_share_their_errors_do_not_narrow(
-    values: list[int], components: list[Component]
-) -> None:
+def test_results_that_share_their_errors_do_not_narrow(values: list[int], components: list[Component]) -> None:
     """Law: the relative width of a sum of spans with shared groups is that of one span (design section 5)."""
     results = [Estimate(value, tuple(components)) for value in values]
     assert sum_interval(results) == interval(sum(values), components)
@@ -103,8 +101,7 @@ def test_the_compiled_interval_is_the_interval(spans: list[tuple[int, int]], sha
     """Law: the quick path gives the bounds of the slow one, for a span and for a sum of spans."""
     compiled = CompiledInterval(shared)
     results = [
-        Estimate(value, (*shared, Component("alignment", f"span {n}", 0, own)))
-        for n, (value, own) in enumerate(spans)
+        Estimate(value, (*shared, Component("alignment", f"span {n}", 0, own))) for n, (value, own) in enumerate(spans)
     ]
     for result, (value, own) in zip(results, spans, strict=True):
         assert compiled(value, own) == interval(value, result.components)
@@ -136,9 +133,7 @@ def test_alignment_is_rounded_up(energy_uj: int, mg: int) -> None:
         (Method.REPORTED, "annual", [MODEL_PPM, TABLE_PPM]),
     ],
 )
-def test_default_magnitudes_follow_method_and_resolution(
-    method: Method, resolution: str, sizes: list[int]
-) -> None:
+def test_default_magnitudes_follow_method_and_resolution(method: Method, resolution: str, sizes: list[int]) -> None:
     """Energy by its method, the table always, staleness where a figure is carried beyond its time."""
     components = default_components(method, CHAIN, resolution)
     assert [component.relative_ppm for component in components] == sizes

@@ -169,7 +169,7 @@ def test_what_is_said_of_a_spans_energy(window: tuple[float, float], wanted: dic
 
 
 def test_a_kind_that_was_not_read_is_absent() -> None:
-    """D-10: no DRAM and no GPU is no key, and with a GPU its mean power is there (S1-23)."""
+    """D-09, D-10: no DRAM and no GPU is no key; with one, mean power is its counter over the span (S1-23, S1-24)."""
     store = EnergyStore(retention_ns=10**15)
     store.add(tick_batch(tick(1, TURN, TURN + S, cpu_uj=5), tick(2, TURN + S, TURN + 2 * S, cpu_uj=5, gpu_uj=9)))
     without = attributes(Span.FromString(joined(store, settled(TURN, TURN + S, (5, 0, 0))).attributes))

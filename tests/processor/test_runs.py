@@ -11,7 +11,8 @@ from joulegram_processor.energy_store import HOST, EnergyStore
 from joulegram_processor.intensity.static_factor import StaticFactor
 from joulegram_processor.intervals import IntervalSet
 from joulegram_processor.join import CarbonModel, Joined
-from joulegram_processor.runs import MAX_NODES, MAX_TRACES, Identity, Run, Tally, account_of, overall_method, publish
+from joulegram_processor.runs import MAX_NODES, MAX_TRACES, Identity, Run, account_of, overall_method, publish
+from joulegram_processor.tally import Tally
 from joulegram_schemas import validate
 from joulegram_sink.ledger_format import run_line
 from simulators.traces import T0, TRACE, S, span_id, tick, tick_batch, trace_id

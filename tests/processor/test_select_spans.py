@@ -14,6 +14,7 @@ from joulegram_processor.select import Selector
 from joulegram_processor.spans import (
     MAX_NAME,
     NAME,
+    PARENT,
     Batch,
     SpanReader,
     node_of,
@@ -211,3 +212,15 @@ def test_a_span_with_odd_ids_beside_a_sound_one() -> None:
     batch = read(request(odd, span(2, T0, T0 + S), span(3, T0 + S, T0)))
     assert [row[2] for row in batch.rows] == [span_id(2)]
     assert batch.indices == [1]
+
+
+def test_a_span_without_a_start_is_not_joined() -> None:
+    """OTLP says 0 where a time is not known: such a span would claim all the energy there ever was."""
+    assert [row[NAME] for row in read(request(span(1, 0, T0), span(2, T0, T0, name="etl.known"))).rows] == ["etl.known"]
+
+
+def test_a_parent_id_that_is_none_makes_a_root() -> None:
+    """Eight zero bytes, or another number of bytes, name no span."""
+    zeros, short, real = span(1, T0, T0), span(2, T0, T0), span(3, T0, T0, parent=1)
+    zeros.parent_span_id, short.parent_span_id = bytes(8), b"abc"
+    assert [row[PARENT] for row in read(request(zeros, short, real)).rows] == [b"", b"", span_id(1)]

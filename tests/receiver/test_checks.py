@@ -24,6 +24,7 @@ BROKEN = {
     "a trace id of zeros": ({"trace_id": bytes(16)}, "trace_id", "expected 16 bytes not all zero"),
     "a span id too short": ({"span_id": b"s" * 7}, "span_id", "(7 bytes), expected 8 bytes"),
     "a span id of zeros": ({"span_id": bytes(8)}, "span_id", "expected 8 bytes not all zero"),
+    "no start": ({"start_time_unix_nano": 0}, "times", "has no start: start_time_unix_nano=0"),
     "an end before its start": ({"end_time_unix_nano": 4}, "times", "start_time_unix_nano=5, end_time_unix_nano=4"),
     "no end": ({"end_time_unix_nano": 0}, "times", "end_time_unix_nano=0"),
 }

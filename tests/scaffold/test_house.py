@@ -72,3 +72,13 @@ def test_the_classifiers_name_the_supported_pythons() -> None:
     assert meta["requires-python"] == f">={oldest}"
     assert tool["mypy"]["python_version"] == oldest
     assert tool["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+
+
+def test_unused_imports_and_missing_types_fail_the_lint() -> None:
+    """D-30: ruff looks for all it knows, unused imports among it, in every file, and mypy is strict over all rooms."""
+    lint, types = project()["tool"]["ruff"]["lint"], project()["tool"]["mypy"]
+    ignored = [*lint["ignore"], *(rule for rules in lint["per-file-ignores"].values() for rule in rules)]
+
+    assert lint["select"] == ["ALL"]
+    assert not [rule for rule in ignored if rule in {"F", "F4", "F40", "F401"}]
+    assert types["strict"] is True

@@ -55,7 +55,7 @@ def counted(metrics: Metrics, name: str, kind: str) -> float | None:
 
 
 def test_the_roll_up_has_the_seeds_keys_first() -> None:
-    """B1, S0-28, S0-40: thirteen results and recorded_at in the seed's order, then how they came about (D-42)."""
+    """B1, S0-01, S0-02, S0-28, S0-40: joules, bytes, kg: thirteen results and recorded_at in the seed's order, then how they came about (D-42)."""
     made = rollup_document(run_record())
     assert list(made)[:14] == SEED_KEYS
     assert made["energy_joules"] == 36000.0
@@ -215,7 +215,7 @@ def test_an_item_that_cannot_be_patched_loses_nothing_else(tmp_path: Path, catal
 
 
 def test_a_disk_that_refuses_leaves_the_item(tmp_path: Path, catalog: Path) -> None:
-    """No document, no Item: what cannot be written is not named."""
+    """S0-48: no document, no Item: a run is not published without its provenance."""
     before = (catalog / "x.json").read_bytes()
     (tmp_path / "data" / "runs").mkdir(parents=True)
     (tmp_path / "data" / "runs" / RUN_ID).write_text("in the way")

@@ -1,0 +1,209 @@
+"""What waits for its energy: requests until all their spans are settled, and the traces their spans belong to.
+
+Invariants:
+    * a span waits in exactly one trace; a request is held until none of its spans waits;
+    * traces and requests stand in the order they came, so what is taken does not depend on hashing.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from joulegram_processor.attribution import Columns
+from joulegram_processor.spans import END, PARENT, SPAN, START, TRACE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from joulegram_pipeline.records import Json
+    from joulegram_processor.spans import Batch, Row
+
+ANY_RUN = ""
+"""In place of a run id, which is never empty: the process that speaks for every run."""
+
+NO_EXTRAS: dict[str, Any] = {}
+"""Of a span without attributes that the join reads."""
+
+
+class _Trace:
+    """Spans of one trace that wait to be settled together: whole batches, or rows of them."""
+
+    __slots__ = ("count", "end_ns", "first_ns", "links", "parts", "rooted")
+
+    def __init__(self, first_ns: int) -> None:
+        self.parts: list[tuple[Batch, list[int]]] = []
+        self.links: dict[bytes, bytes] = {}
+        self.first_ns = first_ns
+        self.end_ns = 0
+        self.rooted = False
+        self.count = 0
+
+
+@dataclass(slots=True)
+class Settlement:
+    """Spans settled together, column by column, in the order of the log."""
+
+    spans: Columns = field(default_factory=Columns)
+    batches: list[Batch] = field(default_factory=list)
+    at: list[int] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    origins: list[int] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+    extras: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Waiting:
+    """The spans that wait, by request and by trace."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, Batch] = {}
+        """Requests by lsn."""
+        self.run_pids: dict[str, int] = {}
+        """The process that speaks for a run's spans."""
+        self.count = 0
+        """Spans that wait."""
+        self._traces: dict[bytes, _Trace] = {}
+
+    def name(self, run_id: str, pid: int, *, alone: bool) -> None:
+        """Let a process speak for the spans of a run, or of every run; for those too that came before."""
+        self.run_pids[run_id] = pid
+        if alone:
+            self.run_pids[ANY_RUN] = pid
+        for batch in self.held.values():  # a restart would see it so too
+            self._put_runs_process(batch)
+
+    def unname(self, run_id: str, *, alone: bool) -> None:
+        """End what `name` began."""
+        self.run_pids.pop(run_id, None)
+        if alone:
+            self.run_pids.pop(ANY_RUN, None)
+
+    def release(self, batch: Batch) -> None:
+        """Hold a request no longer."""
+        del self.held[batch.lsn]
+
+    def ready(self, watermark_ns: int, log_ns: int, max_wait_ns: int) -> list[bytes]:
+        """Traces whose root has come and whose time is covered, and those that waited long enough."""
+        return [
+            key
+            for key, trace in self._traces.items()
+            if (trace.rooted and trace.end_ns <= watermark_ns) or log_ns - trace.first_ns >= max_wait_ns
+        ]
+
+    def oldest(self, spans: int) -> list[bytes]:
+        """The traces that came first, as many as hold so many spans."""
+        chosen = []
+        for key, trace in self._traces.items():
+            chosen.append(key)
+            spans -= trace.count
+            if spans <= 0:
+                break
+        return chosen
+
+    def of_run(self, run_id: str) -> list[bytes]:
+        """Traces with a span of a run; all traces for `ANY_RUN`."""
+        return [
+            key
+            for key, trace in self._traces.items()
+            if run_id == ANY_RUN or any(batch.runs[at] == run_id for batch, rows in trace.parts for at in rows)
+        ]
+
+    def add(self, batch: Batch) -> None:
+        """Put the spans of a batch that are neither repeated nor settled to their traces, to wait."""
+        self.held[batch.lsn] = batch
+        self._put_runs_process(batch)
+        by_trace: dict[bytes, list[int]] = {}
+        whole = not batch.repeated and not batch.blobs
+        if whole and len({row[TRACE] for row in batch.rows}) == 1:
+            by_trace[batch.rows[0][TRACE]] = list(range(len(batch.rows)))
+        else:
+            for at, row in enumerate(batch.rows):
+                if at not in batch.repeated and at not in batch.blobs:
+                    by_trace.setdefault(row[TRACE], []).append(at)
+        for trace_id, rows in by_trace.items():
+            trace = self._traces.get(trace_id)
+            if trace is None:
+                trace = self._traces[trace_id] = _Trace(batch.received_ns)
+            trace.parts.append((batch, rows))
+            trace.count += len(rows)
+            trace.end_ns = max(trace.end_ns, *(batch.rows[at][END] for at in rows))
+            trace.rooted = trace.rooted or not all(batch.rows[at][PARENT] for at in rows)
+            trace.links.update(batch.links)
+            self.count += len(rows)
+
+    def _put_runs_process(self, batch: Batch) -> None:
+        """A run whose process is known speaks for its spans, whatever process they name."""
+        if self.run_pids:
+            known, anyone = self.run_pids, self.run_pids.get(ANY_RUN)
+            batch.pids = [known.get(run, anyone or pid) for run, pid in zip(batch.runs, batch.pids, strict=True)]
+
+    def take(self, keys: list[bytes]) -> Settlement:
+        """Take the spans of these traces out, as columns, in the order of the log."""
+        parts: list[tuple[Batch, list[int]]] = []
+        links: dict[bytes, bytes] = {}
+        for key in keys:
+            trace = self._traces.pop(key)
+            parts += trace.parts
+            links.update(trace.links)
+        parts.sort(key=_by_lsn)
+        group = Settlement()
+        spans = group.spans
+        for batch, at in parts:
+            rows = batch.rows if len(at) == len(batch.rows) else [batch.rows[index] for index in at]
+            group.rows += rows
+            group.at += at
+            group.batches += [batch] * len(rows)
+            group.origins += [batch.lsn] * len(rows)
+            group.runs += batch.runs if len(at) == len(batch.rows) else [batch.runs[index] for index in at]
+            if batch.extras:
+                group.extras += [batch.extras.get(index, NO_EXTRAS) for index in at]
+            else:
+                group.extras += [NO_EXTRAS] * len(rows)
+            spans.pids += batch.pids if len(at) == len(batch.rows) else [batch.pids[index] for index in at]
+        spans.starts = [row[START] for row in group.rows]
+        spans.ends = [row[END] for row in group.rows]
+        spans.keys = [row[TRACE] + row[SPAN] for row in group.rows]
+        spans.parents = [row[TRACE] + row[PARENT] if len(row[PARENT]) == 8 else b"" for row in group.rows]
+        if links:
+            spans.parents = [_joined_parent(parent, links) for parent in spans.parents]
+        self.count -= len(spans)
+        return group
+
+    def dump(self) -> Json:
+        """As JSON, for the snapshot."""
+        return {
+            "held": [
+                {
+                    "lsn": batch.lsn,
+                    "repeated": sorted(batch.repeated),
+                    "blobs": {str(at): base64.b64encode(blob).decode() for at, blob in batch.blobs.items()},
+                }
+                for batch in self.held.values()
+            ],
+            "run_pids": self.run_pids,
+        }
+
+    def load(self, raw: Json, read: Callable[[int], Batch]) -> None:
+        """From the JSON `dump` wrote; `read` gives the request at an lsn again."""
+        self.run_pids = dict(raw["run_pids"])
+        for item in raw["held"]:
+            batch = read(item["lsn"])
+            batch.repeated = set(item["repeated"])
+            batch.blobs = {int(at): base64.b64decode(blob) for at, blob in item["blobs"].items()}
+            batch.waiting -= len(batch.repeated) + len(batch.blobs)
+            self.add(batch)
+
+
+def _joined_parent(key: bytes, links: dict[bytes, bytes]) -> bytes:
+    for _ in range(64):
+        above = links.get(key)
+        if above is None:
+            return key
+        key = above
+    return key
+
+
+def _by_lsn(part: tuple[Batch, list[int]]) -> tuple[int, int]:
+    return part[0].lsn, part[1][0]
