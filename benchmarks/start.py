@@ -1,6 +1,6 @@
-"""How long `joulegram --help` takes to answer and `import joulegram` to finish: best and median of several fresh starts.
+"""How long `joulegram --help` and `import joulegram` take: best and median of several fresh starts.
 
-    python benchmarks/start.py
+python benchmarks/start.py
 """
 
 from __future__ import annotations

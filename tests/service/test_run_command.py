@@ -403,7 +403,7 @@ provider.shutdown()
 
 
 def test_an_item_of_any_hand_changes_in_our_members_alone(tmp_path: Path) -> None:
-    """S0-04, S0-56, D-35: between a job and its catalogue: byte for byte, tabs, CRLF, odd numbers and escapes stay; ours stand at the ends of their objects."""
+    """S0-04, S0-56, D-35: tabs, CRLF, odd numbers and escapes stay; ours stand at the ends of their objects."""
     path = tmp_path / "item.json"
     path.write_bytes((HEAD + MIDDLE + TAIL).encode())
     done = run_command(

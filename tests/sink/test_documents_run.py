@@ -55,7 +55,7 @@ def counted(metrics: Metrics, name: str, kind: str) -> float | None:
 
 
 def test_the_roll_up_has_the_seeds_keys_first() -> None:
-    """B1, S0-01, S0-02, S0-28, S0-40: joules, bytes, kg: thirteen results and recorded_at in the seed's order, then how they came about (D-42)."""
+    """B1, S0-01, S0-02, S0-28, S0-40: joules, bytes and kg in the seed's order, then how they came about (D-42)."""
     made = rollup_document(run_record())
     assert list(made)[:14] == SEED_KEYS
     assert made["energy_joules"] == 36000.0
