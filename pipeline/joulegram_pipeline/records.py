@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+
+if TYPE_CHECKING:
+    from joulegram_pipeline.span_rows import ScopeRows
 
 
 class RecordKind(IntEnum):
@@ -28,6 +31,7 @@ class LogRecord:
         kind: what `payload` is: a raw OTLP request, a `TickBatch`, or JSON of a control record.
         received_ns: wall clock at receipt; the only clock the processor knows.
         payload: the bytes as they came.
+        parsed: what the receiver read from them already (`span_rows.scope_rows`), where it is still in memory.
     """
 
     lsn: int
@@ -35,6 +39,7 @@ class LogRecord:
     kind: RecordKind
     received_ns: int
     payload: bytes
+    parsed: list[ScopeRows] | None = field(default=None, compare=False)
 
 
 class SpanEnergy(TypedDict):

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from joulegram_pipeline.energy import Method
 from joulegram_pipeline.exact import apportion, div_half_even
+from joulegram_pipeline.span_rows import END, NAME, START, STATUS
 from joulegram_pipeline.units import MG_PER_G, NS_PER_S, UG_PER_G, UJ_PER_J
 from joulegram_processor.energy_store import HOST
 from joulegram_processor.enrich import Encoder
 from joulegram_processor.intensity.carbon import UJ_MG_PER_UG_KWH, carbon_ug
 from joulegram_processor.intensity.uncertainty import CompiledInterval, default_components
-from joulegram_processor.spans import END, NAME, START, STATUS, node_of, reported_uj, shortened, status_text
+from joulegram_processor.spans import node_of, reported_uj, shortened, status_text
 
 if TYPE_CHECKING:
     from joulegram_pipeline.records import SpanCarbon, SpanEnergy, SpanRecord
+    from joulegram_pipeline.span_rows import Row
     from joulegram_processor.energy_store import EnergyStore, Triple
     from joulegram_processor.intensity.chain import IntensityProvider
-    from joulegram_processor.spans import Row
 
 
 @dataclass(frozen=True, slots=True)

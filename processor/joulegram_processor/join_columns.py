@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from joulegram_pipeline.span_rows import END, NAME, SPAN, START, STATUS, TRACE
 from joulegram_pipeline.units import MG_PER_G, NS_PER_S, UG_PER_G, UJ_PER_J
 from joulegram_processor.energy_store import HOST
 from joulegram_processor.intensity.carbon import UJ_MG_PER_UG_KWH
 from joulegram_processor.intensity.uncertainty import PPM
-from joulegram_processor.spans import END, MAX_NAME, NAME, SPAN, START, STATUS, TRACE, node_of, shortened, status_text
+from joulegram_processor.spans import MAX_NAME, node_of, shortened, status_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
     from joulegram_pipeline.records import LedgerLine
+    from joulegram_pipeline.span_rows import Row
     from joulegram_processor.attribution import Columns
     from joulegram_processor.energy_store import EnergyStore
     from joulegram_processor.intensity.chain import Segment
     from joulegram_processor.join import Joiner, Window
-    from joulegram_processor.spans import Row
 
 CPU_ONLY = (True, False, False)
 CPU_AND_DRAM = (True, True, False)

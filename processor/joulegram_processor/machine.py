@@ -196,7 +196,7 @@ class Machine:
 
     def _traces_in(self, record: LogRecord) -> Iterator[Outputs]:
         try:
-            batch = self._reader.read(record.payload, record.lsn, record.received_ns)
+            batch = self._reader.read(record)
         except WireError:
             # The receiver refuses these; a spool of another version may hold one. It travels on as it came.
             batch = Batch(record.lsn, record.received_ns)
@@ -471,5 +471,4 @@ class Machine:
         self._waiting.load(state["waiting"], self._read_again)
 
     def _read_again(self, lsn: int) -> Batch:
-        record = self._log.read_at(lsn)
-        return self._reader.read(record.payload, record.lsn, record.received_ns)
+        return self._reader.read(self._log.read_at(lsn))

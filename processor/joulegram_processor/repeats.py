@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING
 
-from joulegram_processor.spans import SPAN, TRACE
+from joulegram_pipeline.span_rows import SPAN, TRACE
 
 if TYPE_CHECKING:
     from joulegram_pipeline.records import Json

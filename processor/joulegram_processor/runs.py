@@ -9,7 +9,6 @@ from joulegram_pipeline.energy import Method
 from joulegram_pipeline.records import Account, NodeRecord, RunRecord
 
 if TYPE_CHECKING:
-
     from joulegram_pipeline.records import TableRef
     from joulegram_processor.energy_store import EnergyStore
     from joulegram_processor.intervals import IntervalSet

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from operator import itemgetter, le
-from typing import TYPE_CHECKING, Any, Final
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from joulegram_pipeline.errors import IdentifierError, WireError
 from joulegram_pipeline.ids import check_run_id
+from joulegram_pipeline.span_rows import (
+    NAME,
+    PARENT,
+    SPAN,
+    START,
+    TRACE,
+    all_regular,
+    names_parent,
+    plain,
+    scope_rows,
+    sound,
+)
 from joulegram_pipeline.units import UJ_PER_J
 from joulegram_processor.wire import first_span_offset
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from joulegram_pipeline.records import LogRecord
+    from joulegram_pipeline.span_rows import Row
     from joulegram_processor.select import Selector
-
-Row = tuple[str, bytes, bytes, bytes, int, int, int]
-"""Name, trace id, span id, parent span id, start and end (wall clock, ns), status code."""
-
-NAME: Final = 0
-TRACE: Final = 1
-SPAN: Final = 2
-PARENT: Final = 3
-START: Final = 4
-END: Final = 5
-STATUS: Final = 6
 
 NODE_PREFIX = "etl.node."
 ROOT_NAME = "etl.job"
@@ -44,7 +49,6 @@ _MARKS = (b"energy.", b"job.", b"kfm.", b"carbon.", b"timing.")
 _CONTAINED = ("container.id", "k8s.pod.uid")
 """Resource attributes that say the process id is one of another pid namespace."""
 
-_ZERO_TRACE, _ZERO_SPAN = bytes(16), bytes(8)
 _MAX_NAMES = 65_536
 
 
@@ -113,49 +117,45 @@ class SpanReader:
         self._wanted = _READ_KEYS | written_keys | self._attributes
         self._by_name: dict[str, bool] = {}
 
-    def read(self, payload: bytes, lsn: int, received_ns: int) -> Batch:
+    def read(self, record: LogRecord) -> Batch:
         """The spans to join, in order of appearance; those that break OTLP (ids, times) are left out.
 
         Raises:
-            WireError: the bytes are not a trace request.
+            WireError: the record is not a trace request.
         """
-        try:
-            request = ExportTraceServiceRequest.FromString(payload)
-        except Exception as error:  # protobuf's DecodeError is not the same class in every backend
-            raise WireError(f"got {len(payload)} bytes that are not an ExportTraceServiceRequest: {error}") from error
+        payload, scopes, request = record.payload, record.parsed, None
+        if scopes is None:
+            request = _parse(payload)
+            scopes = scope_rows(request)
         # Resources hold such keys as a rule, spans often do not; with one resource, it stands before its spans.
-        begin = first_span_offset(payload) if len(request.resource_spans) == 1 else 0
-        attributed = any(payload.find(mark, begin) >= 0 for mark in self._marks)
-        batch = Batch(lsn, received_ns)
-        for resource_spans in request.resource_spans:
-            resource = attribute_values(resource_spans.resource.attributes)
-            pid = process_of(resource)
-            run = run_of(resource) or self._default_run
-            for scope_spans in resource_spans.scope_spans:
-                spans = scope_spans.spans
-                rows: list[Row] = [
-                    (
-                        span.name,
-                        span.trace_id,
-                        span.span_id,
-                        span.parent_span_id,
-                        span.start_time_unix_nano,
-                        span.end_time_unix_nano,
-                        span.status.code,
-                    )
-                    for span in spans
-                ]
-                self._take(batch, rows, run, pid, spans if attributed else None)
-                batch.total += len(rows)
-        if batch.rows and len(batch.rows) < batch.total:
-            batch.links = _links(request, set(batch.indices))
+        one = len({id(scope.resource) for scope in scopes}) == 1
+        begin = first_span_offset(payload) if one else 0
+        spans: Iterator[Any] | None = None
+        if any(payload.find(mark, begin) >= 0 for mark in self._marks):
+            spans = _every_span(request if request is not None else _parse(payload))
+        batch = Batch(record.lsn, record.received_ns)
+        unselected: list[Row] = []
+        for scope in scopes:
+            run = run_of(scope.resource) or self._default_run
+            self._take(batch, scope.rows, run, process_of(scope.resource), spans, unselected)
+            batch.total += len(scope.rows)
+        if batch.rows and unselected:
+            batch.links = {row[TRACE] + row[SPAN]: row[TRACE] + row[PARENT] for row in unselected if names_parent(row)}
         batch.waiting = len(batch.rows)
         return batch
 
-    def _take(self, batch: Batch, rows: list[Row], run: str | None, pid: int, attributed: Any | None) -> None:
+    def _take(
+        self,
+        batch: Batch,
+        rows: list[Row],
+        run: str | None,
+        pid: int,
+        spans: Iterator[Any] | None,
+        unselected: list[Row],
+    ) -> None:
         """Add the selected and well-formed rows of one scope to the batch."""
         first = batch.total
-        if attributed is None and all(map(self._selects, set(map(_name, rows)))) and _all_sound(rows):
+        if spans is None and all(map(self._selects, set(map(_name, rows)))) and all_regular(rows):
             batch.indices += range(first, first + len(rows))
             batch.runs += [run] * len(rows) if run is not None else [row[TRACE].hex() for row in rows]
             batch.pids += [pid] * len(rows)
@@ -163,11 +163,12 @@ class SpanReader:
             return
         for at, row in enumerate(rows):
             values: dict[str, Any] = {}
-            if attributed is not None:
-                values = {item.key: plain(item.value) for item in attributed[at].attributes if item.key in self._wanted}
-            if not _sound(row) or not (self._selects(row[NAME]) or not self._attributes.isdisjoint(values)):
+            if spans is not None:
+                values = {item.key: plain(item.value) for item in next(spans).attributes if item.key in self._wanted}
+            if not sound(row) or not (self._selects(row[NAME]) or not self._attributes.isdisjoint(values)):
+                unselected.append(row)
                 continue
-            if len(row[PARENT]) not in {0, 8} or row[PARENT] == _ZERO_SPAN:
+            if row[PARENT] and not names_parent(row):
                 row = (*row[:PARENT], b"", *row[START:])  # noqa: PLW2901 - no id, so no parent
             if values:
                 batch.extras[len(batch.rows)] = values
@@ -185,61 +186,23 @@ class SpanReader:
         return known
 
 
-_name, _trace, _span, _parent = itemgetter(NAME), itemgetter(TRACE), itemgetter(SPAN), itemgetter(PARENT)
-_start, _end = itemgetter(START), itemgetter(END)
+_name = itemgetter(NAME)
 
 
-def _all_sound(rows: list[Row]) -> bool:
-    """Whether `_sound` holds for every row, asked column by column."""
-    traces, spans, parents = set(map(_trace, rows)), list(map(_span, rows)), set(map(_parent, rows))
+def _parse(payload: bytes) -> Any:
+    try:
+        return ExportTraceServiceRequest.FromString(payload)
+    except Exception as error:  # protobuf's DecodeError is not the same class in every backend
+        raise WireError(f"got {len(payload)} bytes that are not an ExportTraceServiceRequest: {error}") from error
+
+
+def _every_span(request: Any) -> Iterator[Any]:
     return (
-        all(map(le, map(_start, rows), map(_end, rows)))
-        and 0 not in map(_start, rows)
-        and set(map(len, parents)) <= {0, 8}
-        and _ZERO_SPAN not in parents
-        and set(map(len, traces)) <= {16}
-        and set(map(len, spans)) <= {8}
-        and _ZERO_TRACE not in traces
-        and _ZERO_SPAN not in spans
-    )
-
-
-def _sound(row: Row) -> bool:
-    """Whether a span has ids and times that OTLP allows."""
-    return (
-        row[END] >= row[START] > 0
-        and len(row[TRACE]) == 16
-        and len(row[SPAN]) == 8
-        and row[TRACE] != _ZERO_TRACE
-        and row[SPAN] != _ZERO_SPAN
-    )
-
-
-def _links(request: Any, selected: set[int]) -> dict[bytes, bytes]:
-    every = (
         span
         for resource_spans in request.resource_spans
         for scope_spans in resource_spans.scope_spans
         for span in scope_spans.spans
     )
-    return {
-        span.trace_id + span.span_id: span.trace_id + span.parent_span_id
-        for index, span in enumerate(every)
-        if index not in selected and len(span.parent_span_id) == 8
-    }
-
-
-def attribute_values(attributes: Any) -> dict[str, Any]:
-    """Attributes as plain values; the last one counts where a key is given twice."""
-    return {item.key: plain(item.value) for item in attributes}
-
-
-def plain(value: Any) -> Any:
-    """An AnyValue as str, bool, int or float; None where it is none of those."""
-    kind = value.WhichOneof("value")
-    if kind in {"string_value", "bool_value", "int_value", "double_value"}:
-        return getattr(value, kind)
-    return None
 
 
 def process_of(resource: dict[str, Any]) -> int:

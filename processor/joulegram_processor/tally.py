@@ -6,17 +6,18 @@ from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from joulegram_pipeline.energy import Method
+from joulegram_pipeline.span_rows import END, NAME, SPAN, START, STATUS, TRACE
 from joulegram_processor.intensity.carbon import carbon_ug
 from joulegram_processor.runs import MAX_NODES, MAX_PATH, MAX_TRACES, Run
-from joulegram_processor.spans import END, NAME, ROOT_NAME, SPAN, START, STATUS, TRACE, node_of, shortened, status_text
+from joulegram_processor.spans import ROOT_NAME, node_of, shortened, status_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from joulegram_pipeline.span_rows import Row
     from joulegram_processor.attribution import Columns
     from joulegram_processor.join import Joined
     from joulegram_processor.join_columns import Uniform
-    from joulegram_processor.spans import Row
 
 
 class Tally:

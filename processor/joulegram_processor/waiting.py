@@ -11,14 +11,15 @@ import base64
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from joulegram_pipeline.span_rows import END, PARENT, SPAN, START, TRACE
 from joulegram_processor.attribution import Columns
-from joulegram_processor.spans import END, PARENT, SPAN, START, TRACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from joulegram_pipeline.records import Json
-    from joulegram_processor.spans import Batch, Row
+    from joulegram_pipeline.span_rows import Row
+    from joulegram_processor.spans import Batch
 
 ANY_RUN = ""
 """In place of a run id, which is never empty: the process that speaks for every run."""

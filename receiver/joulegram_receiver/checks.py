@@ -25,15 +25,6 @@ def broken_spans(request: Any) -> list[Any]:
     ]
 
 
-def count_spans(request: Any) -> int:
-    """How many spans a parsed ExportTraceServiceRequest holds."""
-    return sum(
-        len(scope_spans.spans)
-        for resource_spans in request.resource_spans
-        for scope_spans in resource_spans.scope_spans
-    )
-
-
 def fault(span: Any) -> tuple[str, str] | None:
     """What is wrong with one span: a reason for the metric and a sentence for its sender; None if nothing.
 

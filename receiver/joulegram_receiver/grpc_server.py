@@ -18,13 +18,15 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from joulegram_pipeline.errors import BusyError, ConfigError, RetryableError, WireError
 from joulegram_pipeline.records import RecordKind
-from joulegram_receiver.checks import broken_spans, count_spans, explain
+from joulegram_pipeline.span_rows import all_regular, scope_rows
+from joulegram_receiver.checks import broken_spans, explain
 from joulegram_receiver.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from joulegram_pipeline.metrics import Metrics
+    from joulegram_pipeline.span_rows import ScopeRows
     from joulegram_receiver.spool import Spool
 
 MAX_RECV_BYTES = 64 * 1024 * 1024
@@ -103,12 +105,13 @@ class GrpcReceiver:
 
     async def _export_traces(self, request: bytes, context: Any) -> bytes:
         message = await self._parse(trace_service_pb2.ExportTraceServiceRequest, "traces", request, context)
-        spans = count_spans(message)
+        scopes = scope_rows(message)
+        spans = sum(len(scope.rows) for scope in scopes)
         if not spans:
             return b""
-        broken = broken_spans(message)
+        broken = [] if all(all_regular(scope.rows) for scope in scopes) else broken_spans(message)
         del message  # its memory is wanted by the next request while this one waits for the disk
-        await self._store(RecordKind.TRACES, "traces", request, context)
+        await self._store(RecordKind.TRACES, "traces", request, context, scopes)
         self._metrics.accepted_spans.inc(spans)
         if not broken:
             return b""
@@ -138,9 +141,11 @@ class GrpcReceiver:
             self._metrics.refused_requests.labels(signal, "malformed").inc()
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
-    async def _store(self, kind: RecordKind, signal: str, request: bytes, context: Any) -> None:
+    async def _store(
+        self, kind: RecordKind, signal: str, request: bytes, context: Any, parsed: list[ScopeRows] | None = None
+    ) -> None:
         try:
-            await self._spool.append(kind, request)
+            await self._spool.append(kind, request, parsed=parsed)
         except RetryableError as error:
             reason = "busy" if isinstance(error, BusyError) else "storage"
             self._metrics.refused_requests.labels(signal, reason).inc()

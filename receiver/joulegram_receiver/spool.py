@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Condition, Thread
@@ -18,16 +19,21 @@ from typing import TYPE_CHECKING, Self
 
 from joulegram_pipeline.clock import Clock, SystemClock
 from joulegram_pipeline.errors import BusyError, StorageError
+from joulegram_pipeline.records import LogRecord
 from joulegram_pipeline.wal import SEGMENT_BYTES, WriteAheadLog
+from joulegram_pipeline.wal_segment import RECORD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
     from joulegram_pipeline.metrics import Metrics
-    from joulegram_pipeline.records import LogRecord, RecordKind
+    from joulegram_pipeline.records import RecordKind
+    from joulegram_pipeline.span_rows import ScopeRows
 
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
+MAX_RECENT_BYTES = 16 * 1024 * 1024
+"""Of payload kept in memory for the reader; one that is further behind reads the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,7 @@ class _Waiting:
     received_ns: int
     payload: bytes
     future: asyncio.Future[int] | Future[int]
+    parsed: list[ScopeRows] | None
 
 
 class Spool:
@@ -73,6 +80,8 @@ class Spool:
         self._advanced = Condition()
         self._queue: list[_Waiting] = []
         self._queued_bytes = 0
+        self._recent: deque[LogRecord] = deque()
+        self._recent_bytes = 0
         self._last_ns = 0
         self._open = False
         self._thread: Thread | None = None
@@ -103,13 +112,20 @@ class Spool:
         """What lies below is on disk."""
         return self._log.durable_lsn
 
-    async def append(self, kind: RecordKind, payload: bytes, received_ns: int | None = None) -> int:
+    async def append(
+        self,
+        kind: RecordKind,
+        payload: bytes,
+        received_ns: int | None = None,
+        parsed: list[ScopeRows] | None = None,
+    ) -> int:
         """Append one record from the loop the spool was entered in and wait until it is on disk.
 
         Args:
             kind: what the payload is.
             payload: as it came.
             received_ns: wall clock at receipt, now if None; never below that of the record before.
+            parsed: what was read from a trace request already; handed to the reader while memory allows.
 
         Returns:
             Its lsn.
@@ -120,7 +136,7 @@ class Spool:
         """
         assert self._loop is not None
         future: asyncio.Future[int] = self._loop.create_future()
-        self._enqueue(kind, payload, received_ns, future)
+        self._enqueue(kind, payload, received_ns, future, parsed)
         return await future
 
     def append_blocking(self, kind: RecordKind, payload: bytes, received_ns: int | None = None) -> int:
@@ -135,8 +151,36 @@ class Spool:
             return self._advanced.wait_for(lambda: self._log.durable_lsn > lsn, timeout_s)
 
     def read(self, lsn: int, max_bytes: int) -> list[LogRecord]:
-        """Durable records from `lsn`; see `WriteAheadLog.read`."""
-        return self._log.read(lsn, max_bytes)
+        """Durable records from `lsn`; see `WriteAheadLog.read`. What was just written comes from memory, once."""
+        recent = self._recent
+        while recent and recent[0].lsn < lsn:
+            self._forget_recent()
+        found: list[LogRecord] = []
+        size = 0
+        while recent and recent[0].lsn == lsn and size <= max_bytes:
+            record = self._forget_recent()
+            found.append(record)
+            size += len(record.payload)
+            lsn = record.next_lsn
+        return found or self._log.read(lsn, max_bytes)
+
+    def _forget_recent(self) -> LogRecord:
+        record = self._recent.popleft()
+        with self._changed:
+            self._recent_bytes -= len(record.payload)
+        return record
+
+    def _remember(self, group: list[_Waiting], lsns: list[int]) -> None:
+        """Keep what is on disk now for the reader, who waits for it as a rule, as far as there is room."""
+        with self._changed:
+            for waiting, lsn in zip(group, lsns, strict=True):
+                if self._recent_bytes + len(waiting.payload) > MAX_RECENT_BYTES:
+                    return
+                following = lsn + RECORD_HEADER_BYTES + len(waiting.payload)
+                self._recent_bytes += len(waiting.payload)
+                self._recent.append(
+                    LogRecord(lsn, following, waiting.kind, waiting.received_ns, waiting.payload, waiting.parsed)
+                )
 
     def read_at(self, lsn: int) -> LogRecord:
         """The one durable record at `lsn`; see `WriteAheadLog.read_at`."""
@@ -164,6 +208,7 @@ class Spool:
         payload: bytes,
         received_ns: int | None,
         future: asyncio.Future[int] | Future[int],
+        parsed: list[ScopeRows] | None = None,
     ) -> None:
         with self._changed:
             if not self._open:
@@ -175,7 +220,7 @@ class Spool:
                 )
             now_ns = self._clock.wall_ns() if received_ns is None else received_ns
             self._last_ns = max(self._last_ns, now_ns)
-            self._queue.append(_Waiting(kind, self._last_ns, payload, future))
+            self._queue.append(_Waiting(kind, self._last_ns, payload, future, parsed))
             self._queued_bytes += len(payload)
             self._changed.notify()
 
@@ -204,6 +249,7 @@ class Spool:
         except Exception as error:  # noqa: BLE001 - a dead thread would leave all who wait without an answer
             return StorageError(f"spool: {type(error).__name__}: {error}")
         self._metrics.spool_sync_seconds.observe(perf_counter() - begun)
+        self._remember(group, lsns)
         self._measure()
         return lsns
 

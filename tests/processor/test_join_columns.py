@@ -26,7 +26,7 @@ from simulators.decoded import attributes
 from simulators.traces import TRACE, S, span_id, tick, tick_batch
 
 if TYPE_CHECKING:
-    from joulegram_processor.spans import Row
+    from joulegram_pipeline.span_rows import Row
 
 EGRID = IntensityChain(load_table("epa-egrid-subregion"), "egrid:SPNO")
 NOON = int(datetime(2023, 6, 1, 12, tzinfo=UTC).timestamp()) * S

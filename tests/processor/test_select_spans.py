@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from joulegram_pipeline.errors import WireError
+from joulegram_pipeline.records import LogRecord, RecordKind
+from joulegram_pipeline.span_rows import NAME, PARENT
 from joulegram_processor.enrich import WRITTEN_KEYS
 from joulegram_processor.select import Selector
 from joulegram_processor.spans import (
     MAX_NAME,
-    NAME,
-    PARENT,
     Batch,
     SpanReader,
     node_of,
@@ -28,7 +28,9 @@ from simulators.traces import T0, TRACE, S, add_attributes, request, span, span_
 
 
 def read(payload: bytes, selector: Selector | None = None, default_run: str | None = None) -> Batch:
-    return SpanReader(selector or Selector(), default_run, WRITTEN_KEYS).read(payload, 7, T0)
+    return SpanReader(selector or Selector(), default_run, WRITTEN_KEYS).read(
+        LogRecord(7, 8, RecordKind.TRACES, T0, payload)
+    )
 
 
 SELECTED = {
