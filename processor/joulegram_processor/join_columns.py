@@ -63,9 +63,11 @@ class ColumnJoiner:
     Args:
         store: the node's energy.
         joiner: the general path, for what both share.
+        encode: whether anybody will see the attributes; without an upstream nobody does, and they come out empty.
     """
 
-    def __init__(self, store: EnergyStore, joiner: Joiner) -> None:
+    def __init__(self, store: EnergyStore, joiner: Joiner, *, encode: bool = True) -> None:
+        self._encode = encode
         self._store = store
         self._joiner = joiner
         self._names: dict[str, tuple[str, str]] = {}
@@ -138,6 +140,7 @@ class ColumnJoiner:
         }
         gas, basis, bound, method_text = self._fixed(what)
         names = self._names
+        encode = self._encode
         find_row, store_rows = self._store.index, self._store.rows
         row_start = row_end = row_uj = width = 0
 
@@ -192,22 +195,18 @@ class ColumnJoiner:
             lower, upper = ug - half if ug > half else 0, ug + half
 
             scope = "host" if scopes[index] == HOST else "process"
-            tail = (
-                duration_ns / NS_PER_S,
-                ug / UG_PER_G,
-                lower / UG_PER_G,
-                upper / UG_PER_G,
-                intensity_g,
-            )
-            head = (
-                (cpu / UJ_PER_J, dram / UJ_PER_J, total / UJ_PER_J) if with_dram else (cpu / UJ_PER_J, total / UJ_PER_J)
-            )
-            if node_uj:
-                blob = with_ratio((*head, total / node_uj if total < node_uj else 1.0, *tail))
-            else:
-                blob = without_ratio((*head, *tail))
-            blobs.append(blob + texts[scope])
             carbons.append(exclusive_ug)
+            if encode:
+                head = (cpu / UJ_PER_J, dram / UJ_PER_J) if with_dram else (cpu / UJ_PER_J,)
+                tail = (duration_ns / NS_PER_S, ug / UG_PER_G, lower / UG_PER_G, upper / UG_PER_G, intensity_g)
+                if node_uj:
+                    ratio = total / node_uj if total < node_uj else 1.0
+                    blob = with_ratio((*head, total / UJ_PER_J, ratio, *tail))
+                else:
+                    blob = without_ratio((*head, total / UJ_PER_J, *tail))
+                blobs.append(blob + texts[scope])
+            else:
+                blobs.append(b"")
 
             name = row[NAME]
             extra = extras[index]

@@ -135,7 +135,7 @@ class Machine:
         self._metrics = metrics
         self.store = EnergyStore(retention_ns=settings.retention_ns, share_idle=settings.share_idle)
         self._joiner = Joiner(self.store, carbon)
-        self._columns = ColumnJoiner(self.store, self._joiner)
+        self._columns = ColumnJoiner(self.store, self._joiner, encode=settings.forwarding)
         self._reader = SpanReader(settings.selector, settings.default_run, WRITTEN_KEYS)
         self._foreign = ForeignEnergy()
         self._measures = False

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from joulegram_pipeline.span_rows import ScopeRows
 
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
-MAX_RECENT_BYTES = 16 * 1024 * 1024
+MAX_RECENT_BYTES = 32 * 1024 * 1024
 """Of payload kept in memory for the reader; one that is further behind reads the file."""
 
 
