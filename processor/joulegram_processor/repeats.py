@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING
 
-from joulegram_pipeline.span_rows import SPAN, TRACE
-
 if TYPE_CHECKING:
     from joulegram_pipeline.records import Json
     from joulegram_processor.spans import Batch
@@ -26,7 +24,7 @@ class Repeats:
 
     def mark(self, batch: Batch) -> int:
         """Mark the spans of a request that came before, and keep the others in mind; how many were marked."""
-        keys = [row[TRACE] + row[SPAN] for row in batch.rows]
+        keys = batch.keys
         seen, before = self._seen, self._seen_before
         fresh = set(keys)
         if len(fresh) == len(keys) and seen.isdisjoint(fresh) and before.isdisjoint(fresh):

@@ -11,7 +11,7 @@ import base64
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from joulegram_pipeline.span_rows import END, PARENT, SPAN, START, TRACE
+from joulegram_pipeline.span_rows import END, PARENT, TRACE
 from joulegram_processor.attribution import Columns
 
 if TYPE_CHECKING:
@@ -152,21 +152,24 @@ class Waiting:
         group = Settlement()
         spans = group.spans
         for batch, at in parts:
-            rows = batch.rows if len(at) == len(batch.rows) else [batch.rows[index] for index in at]
-            group.rows += rows
+            whole = len(at) == len(batch.rows)
+            columns: tuple[tuple[list[Any], list[Any]], ...] = (
+                (group.rows, batch.rows),
+                (group.runs, batch.runs),
+                (spans.starts, batch.starts),
+                (spans.ends, batch.ends),
+                (spans.keys, batch.keys),
+                (spans.parents, batch.parents),
+                (spans.pids, batch.pids),
+            )
+            for column, more in columns:
+                column.extend(more if whole else [more[index] for index in at])
             group.at += at
-            group.batches += [batch] * len(rows)
-            group.origins += [batch.lsn] * len(rows)
-            group.runs += batch.runs if len(at) == len(batch.rows) else [batch.runs[index] for index in at]
-            if batch.extras:
-                group.extras += [batch.extras.get(index, NO_EXTRAS) for index in at]
-            else:
-                group.extras += [NO_EXTRAS] * len(rows)
-            spans.pids += batch.pids if len(at) == len(batch.rows) else [batch.pids[index] for index in at]
-        spans.starts = [row[START] for row in group.rows]
-        spans.ends = [row[END] for row in group.rows]
-        spans.keys = [row[TRACE] + row[SPAN] for row in group.rows]
-        spans.parents = [row[TRACE] + row[PARENT] if len(row[PARENT]) == 8 else b"" for row in group.rows]
+            group.batches += [batch] * len(at)
+            group.origins += [batch.lsn] * len(at)
+            group.extras += (
+                [batch.extras.get(index, NO_EXTRAS) for index in at] if batch.extras else [NO_EXTRAS] * len(at)
+            )
         if links:
             spans.parents = [_joined_parent(parent, links) for parent in spans.parents]
         self.count -= len(spans)
