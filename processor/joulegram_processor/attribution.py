@@ -23,6 +23,8 @@ The work is done on columns, one entry a span, because a node can send a hundred
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate, compress
+from operator import not_
 from typing import TYPE_CHECKING
 
 from joulegram_processor.energy_store import HOST
@@ -240,29 +242,24 @@ def _sweep(
     order: list[int],
 ) -> list[Interval]:
     """Steps 5 and 6 for one scope; returns the time swept, sorted and disjoint."""
-    # One integer an event: instant, then whether it is a start, then the piece. One sort orders them, ends first.
-    shift = len(pieces).bit_length() + 1
+    # One integer an event: instant, then whether it is a start, then the span. One sort orders them, ends first.
+    shift = len(order).bit_length() + 1
     begins = 1 << (shift - 1)
-    events = [(start << shift | begins) + at for at, (start, _, _) in enumerate(pieces)]
-    events += [(end << shift) + at for at, (_, end, _) in enumerate(pieces)]
+    events = [(start << shift | begins) + index for start, _, index in pieces]
+    events += [(end << shift) + index for _, end, index in pieces]
     events.sort()
     rows = list(store.overlapping(events[0] >> shift, events[-1] >> shift))
     for kind in range(3):
         pots = [row.pot(scope)[kind] for row in rows]
-        if not any(pots):
-            continue
-        gains, swept = _gains(events, shift, len(pieces), rows, pots)
-        if not swept:
-            continue
-        fine = [0] * len(own[kind])
-        for (_, _, index), gain in zip(pieces, gains, strict=True):
-            fine[index] += gain
-        _round(fine, order, swept, own[kind])
+        if any(pots):
+            gains, swept = _gains(events, shift, len(order), rows, pots)
+            if swept:
+                _round(gains, order, swept, own[kind])
     return _busy(events, shift)
 
 
 def _gains(events: list[int], shift: int, count: int, rows: list[Row], pots: list[int]) -> tuple[list[int], int]:
-    """What each piece gets, in units of 2**-32 uJ, and the whole microjoules swept while any piece was open."""
+    """What each span gets, in units of 2**-32 uJ, and the whole microjoules swept while any piece was open."""
     gains = [0] * count
     begins = 1 << (shift - 1)
     level = carry = open_pieces = swept = last = base = at = 0
@@ -297,20 +294,16 @@ def _gains(events: list[int], shift: int, count: int, rows: list[Row], pots: lis
 
 def _busy(events: list[int], shift: int) -> list[Interval]:
     """The time in which any piece is open, sorted and disjoint."""
-    busy: list[Interval] = []
     begins = 1 << (shift - 1)
-    open_pieces = began = 0
-    for event in events:
-        if event & begins:
-            if not open_pieces:
-                began = event >> shift
-                if busy and busy[-1][1] == began:
-                    began = busy.pop()[0]
-            open_pieces += 1
-        else:
-            open_pieces -= 1
-            if not open_pieces:
-                busy.append((began, event >> shift))
+    open_after = accumulate([1 if event & begins else -1 for event in events])
+    busy: list[Interval] = []
+    first = 0
+    for last, event in compress(enumerate(events), map(not_, open_after)):
+        low, high = events[first] >> shift, event >> shift
+        if busy and busy[-1][1] == low:
+            low = busy.pop()[0]
+        busy.append((low, high))
+        first = last + 1
     return busy
 
 
