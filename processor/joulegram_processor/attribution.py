@@ -13,8 +13,8 @@ Procedure, for spans settled together:
     5. Sweep each scope over the boundaries of its pieces. Between two boundaries the pot's energy is divided by the
        number of pieces open there; a running level keeps the sum, in units of 2**-32 uJ, the remainder carried on.
        A piece's share is the level at its end less the level at its start.
-    6. Round: in the order of (start, end, id), a span gets the whole microjoules by which the running sum of shares
-       grows. So the parts add up to the energy swept, and each is within a microjoule of its share.
+    6. Round: in the order of start, then end and id, a span gets the whole microjoules by which the running sum of
+       shares grows. So the parts add up to the energy swept, and each is within a microjoule of its share.
     7. Claim the time.
 
 The work is done on columns, one entry a span, because a node can send a hundred thousand spans a second.
@@ -23,8 +23,8 @@ The work is done on columns, one entry a span, because a node can send a hundred
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import accumulate, compress
-from operator import not_
+from itertools import accumulate, compress, islice
+from operator import eq, not_
 from typing import TYPE_CHECKING
 
 from joulegram_processor.energy_store import HOST
@@ -117,7 +117,6 @@ def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Column
         else:
             _split_at_naming(pieces, pid, named[pid], spans.scopes, by_scope)
 
-    order = _order(spans)
     for scope, wanted in by_scope.items():
         taken = claimed.setdefault(scope, IntervalSet())
         until = taken.until
@@ -130,15 +129,21 @@ def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Column
                 for low, high in taken.left(start, end)
             ]
         if left:
-            taken.add(_sweep(store, scope, left, spans.own, order))
+            taken.add(_sweep(store, scope, left, spans))
 
 
-def _order(spans: Columns) -> list[int]:
-    """Indices by start, then end and id where starts are the same: an order that does not depend on the input's."""
-    starts = spans.starts
-    if len(set(starts)) == len(starts):
-        return sorted(range(len(starts)), key=starts.__getitem__)
-    return [item[3] for item in sorted(zip(starts, spans.ends, spans.keys, range(len(starts)), strict=True))]
+def _order(spans: Columns, events: list[int], shift: int) -> Iterable[int]:
+    """The spans swept, by the start of their first piece; an order that does not depend on the input's.
+
+    Where starts are the same, all are ordered by start, end and id instead.
+    """
+    begins = 1 << (shift - 1)
+    starts = [event for event in events if event & begins]
+    instants = [event >> shift for event in starts]
+    order = dict.fromkeys([event & begins - 1 for event in starts])
+    if any(map(eq, instants, islice(instants, 1, None))):
+        return sorted(order, key=lambda index: (spans.starts[index], spans.ends[index], spans.keys[index]))
+    return order
 
 
 def _split_at_naming(
@@ -189,7 +194,8 @@ def innermost(spans: Columns, members: Iterable[int], homes: list[int], *, whole
         inner = union(inner)
         start, end = starts[index], ends[index]
         pieces += [(low, high, index) for low, high in subtract(start, end, inner)]
-        covers[index] = union((*inner, (start, end)))
+        if spans.above[index] is not None:  # else nobody will ask what it covers
+            covers[index] = union((*inner, (start, end)))
     return pieces
 
 
@@ -234,27 +240,22 @@ def _cycles(above: dict[int, int], suspects: list[int]) -> set[int]:
     return looping
 
 
-def _sweep(
-    store: EnergyStore,
-    scope: int,
-    pieces: list[Piece],
-    own: tuple[list[int], list[int], list[int]],
-    order: list[int],
-) -> list[Interval]:
+def _sweep(store: EnergyStore, scope: int, pieces: list[Piece], spans: Columns) -> list[Interval]:
     """Steps 5 and 6 for one scope; returns the time swept, sorted and disjoint."""
     # One integer an event: instant, then whether it is a start, then the span. One sort orders them, ends first.
-    shift = len(order).bit_length() + 1
+    shift = len(spans).bit_length() + 1
     begins = 1 << (shift - 1)
     events = [(start << shift | begins) + index for start, _, index in pieces]
     events += [(end << shift) + index for _, end, index in pieces]
     events.sort()
+    order = _order(spans, events, shift)
     rows = list(store.overlapping(events[0] >> shift, events[-1] >> shift))
     for kind in range(3):
         pots = [row.pot(scope)[kind] for row in rows]
         if any(pots):
-            gains, swept = _gains(events, shift, len(order), rows, pots)
+            gains, swept = _gains(events, shift, len(spans), rows, pots)
             if swept:
-                _round(gains, order, swept, own[kind])
+                _round(gains, order, swept, spans.own[kind])
     return _busy(events, shift)
 
 
@@ -307,7 +308,7 @@ def _busy(events: list[int], shift: int) -> list[Interval]:
     return busy
 
 
-def _round(fine: list[int], order: list[int], swept: int, own: list[int]) -> None:
+def _round(fine: list[int], order: Iterable[int], swept: int, own: list[int]) -> None:
     """Step 6. What the levels lost to their own rounding, less than a microjoule in all, is in the last part."""
     running = given = 0
     final = -1
