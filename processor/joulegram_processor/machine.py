@@ -180,6 +180,11 @@ class Machine:
         return min(self._waiting.held, default=self.position)
 
     @property
+    def names_processes(self) -> bool:
+        """Whether a process still speaks for a run: at a start, one that was killed before it could end its run."""
+        return bool(self._waiting.run_pids)
+
+    @property
     def is_waiting(self) -> bool:
         """Whether any span waits for its energy."""
         return self._waiting.count > 0
@@ -247,7 +252,7 @@ class Machine:
                 self._metrics.energy_gaps.labels(gap.reason.partition(":")[0]).inc()
 
     def _control_in(self, record: LogRecord) -> Iterator[Outputs]:
-        """Control records: ``run.start`` names a run's process, ``run.end`` settles and ends a run.
+        """Control records: ``run.start`` names its process, ``run.end`` settles and ends it, ``run.forget`` unnames.
 
         A run that was started so is published when it was ended so, because only then its status is known. With `alone`
         the process speaks for every span and every span is settled: nobody else sends to this sidecar.
@@ -256,6 +261,8 @@ class Machine:
         run_id, alone = str(control.get("run_id")), bool(control.get("alone"))
         if control.get("type") == "run.start":
             self._waiting.name(run_id, int(control["pid"]), alone=alone)
+        elif control.get("type") == "run.forget":
+            self._waiting.run_pids.clear()
         elif control.get("type") == "run.end":
             yield from self._settle(self._waiting.of_run(ANY_RUN if alone else run_id))
             self._waiting.unname(run_id, alone=alone)

@@ -186,6 +186,8 @@ class Sidecar:
         self.agent = source
         # The ticks behind the snapshot are known when they are replayed; asked for before, they would come twice.
         await self.engine.drain(REPLAY_S)
+        if self.machine.names_processes:  # of a `joulegram run` that was killed: it would give later spans nothing
+            await self._control({"type": "run.forget"})
         self.poller = Poller(source, self.spool, last_end_ns=self.machine.store.watermark_ns)
         await enter_all(stack, [source, self.poller])
         stack.push_async_callback(self._bring_last_ticks)

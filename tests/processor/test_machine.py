@@ -287,6 +287,22 @@ def test_a_run_is_ended_by_the_command_that_was_run() -> None:
     assert len(node.feed().runs) == 1
 
 
+def test_a_process_that_is_forgotten_speaks_for_nobody() -> None:
+    """After a `joulegram run` that was killed, later spans get the host's energy, not a dead process's nothing."""
+    node = Node()
+    node.log.control("run.start", RUN, pid=11, alone=True)
+    node.tick(1, cpu_uj=900, busy_ns=S, total_ns=S, processes={11: S // 3})
+    node.feed()
+    assert node.machine.names_processes
+    node.log.control("run.forget", RUN)
+    node.log.traces(span(2, T0 + S, T0 + 2 * S), resource={"kfm.run_id": "run-next-0001"})
+    node.tick(2, cpu_uj=900, busy_ns=S, total_ns=S)
+    node.feed()
+    assert not node.machine.names_processes
+    assert node.lines[-1]["energy"]["scope"] == "host"
+    assert node.lines[-1]["energy"]["total_uj"] == 900
+
+
 def test_a_run_ends_when_nothing_comes_of_it_any_more() -> None:
     """Idle timeout in log time, which ticks alone drive on."""
     node = Node(max_wait_ns=S, run_idle_ns=10 * S)
