@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import getpass
 import os
+import signal
 import socket
 import struct
 import subprocess
+import sys
+import tempfile
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -214,6 +218,23 @@ def spin(seconds: float) -> None:
         sum(range(1000))
 
 
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """CPU work that is nobody's: a process outside this one's tree, which is named, so that others have a share too.
+
+    Its parent ends at once, so it leaves the tree. It ends by itself if nobody ends it.
+    """
+    work = "import time\nuntil = time.monotonic() + 60\nwhile time.monotonic() < until: sum(range(1000))"
+    shell = ["sh", "-c", 'exec >/dev/null 2>&1; "$0" -c "$1" & echo $! >"$2"', sys.executable, work]
+    with tempfile.NamedTemporaryFile("r") as pid_file:
+        subprocess.run([*shell, pid_file.name], check=True)
+        pid = int(pid_file.read())
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
 # -- the scenario, once ----------------------------------------------------------------------------------------------
 
 
@@ -268,7 +289,7 @@ def send_all(tree: PowercapTree, serve: Serve, client: Client) -> tuple[int, int
     now = time.time_ns()
     client.export("traces", resource_spans_bytes(ours, span_bytes("etl.step.early", now - 1_000_000, now)) + UNKNOWN)
     wait_until(lambda: os.getpid() in ticks()[-1].process_cpu_ns, "this process in a tick", log=serve.log)
-    with PowerTrace(tree, seed=20260102), OtlpServer(judge=client.export) as tee:
+    with neighbour(), PowerTrace(tree, seed=20260102), OtlpServer(judge=client.export) as tee:
         # The tee hands on, byte for byte, what the stock exporter sends, so that those bytes are known.
         stock_job(f"127.0.0.1:{tee.port}")
         start = time.time_ns()
@@ -384,12 +405,12 @@ def intensity(table: str, region: str) -> Fraction:
 
 def test_what_is_forwarded_differs_by_the_added_keys_alone(journey: Journey) -> None:
     """A8, A11: decoded and byte for byte, all else is as it was sent, fields nobody knows included."""
-    for signal in ("traces", "metrics"):
-        sent = [whole for name, body in journey.sent if name == signal for _, whole, _ in fields_of(body)]
+    for service in ("traces", "metrics"):
+        sent = [whole for name, body in journey.sent if name == service for _, whole, _ in fields_of(body)]
         taken = [
             whole
             for name, body in journey.upstream.taken
-            if name == signal
+            if name == service
             for _, whole, _ in fields_of(without_added(body) if name == "traces" else body)
         ]
         assert Counter(taken) == Counter(sent)
