@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from joulegram_pipeline.span_rows import ScopeRows
@@ -21,6 +21,10 @@ class RecordKind(IntEnum):
     CONTROL = 6
 
 
+Metadata = tuple[tuple[str, str], ...]
+"""Request headers that the configuration lists, as (lower-case name, value); they travel with the request upstream."""
+
+
 @dataclass(frozen=True, slots=True)
 class LogRecord:
     """One record of a write-ahead log.
@@ -32,6 +36,7 @@ class LogRecord:
         received_ns: wall clock at receipt; the only clock the processor knows.
         payload: the bytes as they came.
         parsed: what the receiver read from them already (`span_rows.scope_rows`), where it is still in memory.
+        metadata: headers of the request that travel with it.
     """
 
     lsn: int
@@ -40,6 +45,28 @@ class LogRecord:
     received_ns: int
     payload: bytes
     parsed: list[ScopeRows] | None = field(default=None, compare=False)
+    metadata: Metadata = ()
+
+
+class Outgoing(NamedTuple):
+    """A request for the upstream.
+
+    Args:
+        pos: (lsn of the record that brought it about, ordinal among its outputs).
+        kind: its signal.
+        request: protobuf bytes, whole or in pieces that follow each other.
+        metadata: sent along as headers.
+    """
+
+    pos: tuple[int, int]
+    kind: RecordKind
+    request: bytes | tuple[bytes, ...] | list[bytes]
+    metadata: Metadata = ()
+
+    @property
+    def body(self) -> bytes:
+        """The request whole."""
+        return self.request if isinstance(self.request, bytes) else b"".join(self.request)
 
 
 class SpanEnergy(TypedDict):

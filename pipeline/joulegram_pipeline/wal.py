@@ -27,6 +27,7 @@ from joulegram_pipeline.wal_segment import (
     Segment,
     after_damaged,
     check_segment_header,
+    encode_metadata,
     list_segments,
     read_whole,
     record_header,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from joulegram_pipeline.records import LogRecord, RecordKind
+    from joulegram_pipeline.records import LogRecord, Metadata, RecordKind
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 
@@ -49,6 +50,10 @@ _IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 Payload = bytes | tuple[bytes, ...] | list[bytes]
 """The bytes of a record, whole or in pieces that are written one behind the other."""
+
+
+Entry = tuple["RecordKind", int, Payload] | tuple["RecordKind", int, Payload, "Metadata"]
+"""Kind, received_ns, payload and, where there is any, metadata of a record to append."""
 
 
 class Write(Protocol):
@@ -148,11 +153,11 @@ class WriteAheadLog:
             os.close(self._fd)
             self._fd = -1
 
-    def append(self, batch: Iterable[tuple[RecordKind, int, Payload]]) -> list[int]:
+    def append(self, batch: Iterable[Entry]) -> list[int]:
         """Write records behind the last one, in one call to the kernel; they are durable after `sync`.
 
         Args:
-            batch: kind, received_ns and payload of each.
+            batch: kind, received_ns and payload of each, and its metadata where it has any.
 
         Returns:
             Their lsns, in order.
@@ -164,10 +169,15 @@ class WriteAheadLog:
         buffers: list[bytes] = []
         lsns = []
         size = 0
-        for kind, received_ns, payload in batch:
-            chunks = (payload,) if isinstance(payload, bytes) else payload
+        for kind, received_ns, payload, *metadata in batch:
+            chunks: Sequence[bytes] = (payload,) if isinstance(payload, bytes) else payload
             lsns.append(size)
-            buffers.append(record_header(kind, received_ns, chunks))
+            if metadata and metadata[0]:
+                head = encode_metadata(metadata[0])
+                chunks = (head, *chunks)
+                buffers.append(record_header(kind, received_ns, chunks, len(head)))
+            else:
+                buffers.append(record_header(kind, received_ns, chunks))
             buffers.extend(chunks)
             size += RECORD_HEADER_BYTES + sum(map(len, chunks))
         if not buffers:

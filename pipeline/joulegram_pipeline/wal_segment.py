@@ -2,8 +2,8 @@
 
 Format (little-endian):
     * segment: 16 bytes ``JGWAL``, u8 version, 2 zero bytes, u64 base lsn; then records without padding;
-    * record: u32 payload length, u32 CRC32C of all that follows it, u8 kind, 7 zero bytes, u64 received_ns,
-      payload;
+    * record: u32 length of what follows the header, u32 CRC32C of all that follows it, u8 kind, 1 zero byte,
+      u16 metadata length, 4 zero bytes, u64 received_ns, metadata as JSON pairs (none: no bytes), payload;
     * what lies behind the last record is preallocated zeros: a header of zeros never passes its checksum.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import google_crc32c
+import orjson
 
 from joulegram_pipeline.errors import StorageError
 from joulegram_pipeline.records import LogRecord, RecordKind
@@ -23,15 +24,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from joulegram_pipeline.records import Metadata
+
 SEGMENT_HEADER_BYTES = 16
 RECORD_HEADER_BYTES = 24
 
 _MAGIC = b"JGWAL"
 _VERSION = 1
 _SEGMENT_HEADER = struct.Struct("<5sB2xQ")
-_RECORD_HEADER = struct.Struct("<IIB7xQ")
+_RECORD_HEADER = struct.Struct("<IIBxH4xQ")
 _LENGTH_AND_CRC = struct.Struct("<II")
-_CHECKED = struct.Struct("<B7xQ")
+_CHECKED = struct.Struct("<BxH4xQ")
+MAX_METADATA_BYTES = 0xFFFF
 _KINDS = {int(kind): kind for kind in RecordKind}
 
 
@@ -83,9 +87,9 @@ def check_segment_header(segment: Segment, header: bytes) -> None:
         )
 
 
-def record_header(kind: int, received_ns: int, chunks: Sequence[bytes]) -> bytes:
-    """The 24 bytes that stand before a payload made of `chunks`."""
-    checked = _CHECKED.pack(kind, received_ns)
+def record_header(kind: int, received_ns: int, chunks: Sequence[bytes], metadata_bytes: int = 0) -> bytes:
+    """The 24 bytes that stand before `chunks`, of which the first `metadata_bytes` bytes are metadata."""
+    checked = _CHECKED.pack(kind, metadata_bytes, received_ns)
     crc = google_crc32c.value(checked)
     length = 0
     for chunk in chunks:
@@ -94,21 +98,42 @@ def record_header(kind: int, received_ns: int, chunks: Sequence[bytes]) -> bytes
     return _LENGTH_AND_CRC.pack(length, crc) + checked
 
 
+def encode_metadata(metadata: Metadata) -> bytes:
+    """Metadata as it stands in a record.
+
+    Raises:
+        StorageError: it has more bytes than a record can say.
+    """
+    data = orjson.dumps(metadata) if metadata else b""
+    if len(data) > MAX_METADATA_BYTES:
+        raise StorageError(f"got {len(data)} bytes of request metadata, expected at most {MAX_METADATA_BYTES}")
+    return data
+
+
+def decode_metadata(data: bytes) -> Metadata:
+    """What `encode_metadata` wrote."""
+    return tuple((str(name), str(value)) for name, value in orjson.loads(data))
+
+
 def decode_all(data: bytes, lsn: int) -> list[LogRecord]:
     """The whole records at the front of `data`, which stands at `lsn`, up to the first that is not."""
     records = []
     at = 0
     limit = len(data) - RECORD_HEADER_BYTES
     while at <= limit:
-        length, crc, kind, received_ns = _RECORD_HEADER.unpack_from(data, at)
+        length, crc, kind, metadata_bytes, received_ns = _RECORD_HEADER.unpack_from(data, at)
         begin = at + RECORD_HEADER_BYTES
         end = begin + length
-        if end > len(data) or kind not in _KINDS:
+        if end > len(data) or kind not in _KINDS or metadata_bytes > length:
             break
         payload = data[begin:end]
         if google_crc32c.extend(google_crc32c.value(data[at + 8 : begin]), payload) != crc:
             break
-        records.append(LogRecord(lsn + at, lsn + end, _KINDS[kind], received_ns, payload))
+        metadata: Metadata = ()
+        if metadata_bytes:
+            metadata = decode_metadata(payload[:metadata_bytes])
+            payload = payload[metadata_bytes:]
+        records.append(LogRecord(lsn + at, lsn + end, _KINDS[kind], received_ns, payload, metadata=metadata))
         at = end
     return records
 

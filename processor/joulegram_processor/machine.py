@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from joulegram_pipeline.energy import TickBatch
 from joulegram_pipeline.errors import AgentError, DocumentError, WireError
-from joulegram_pipeline.records import RecordKind
+from joulegram_pipeline.records import Outgoing, RecordKind
 from joulegram_processor.attribution import add_up, attribute
 from joulegram_processor.energy_store import EnergyStore
 from joulegram_processor.enrich import WRITTEN_KEYS, upsert
@@ -95,13 +95,13 @@ class Settings:
 class Outputs:
     """What one record brought about, in the order of positions.
 
-    `lines` and `records` are ledger lines, an output has one or the other; `forward` holds (position, kind, request
-    bytes); `ticks` the batches to archive, with the record's lsn; `pids` processes that spans named.
+    `lines` and `records` are ledger lines, an output has one or the other; `forward` holds the
+    requests that leave; `ticks` the batches to archive, with the record's lsn; `pids` processes that spans named.
     """
 
     lines: list[LedgerLine] = field(default_factory=list)
     records: list[SpanRecord] = field(default_factory=list)
-    forward: list[tuple[Position, RecordKind, bytes]] = field(default_factory=list)
+    forward: list[Outgoing] = field(default_factory=list)
     runs: list[RunRecord] = field(default_factory=list)
     ticks: list[tuple[int, bytes]] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
@@ -196,7 +196,7 @@ class Machine:
     def _pass_on(self, record: LogRecord) -> Outputs:
         out = Outputs()
         if self._settings.forwarding:
-            out.forward.append((self._next(), record.kind, record.payload))
+            out.forward.append(Outgoing(self._next(), record.kind, record.payload, record.metadata))
         return out
 
     def _traces_in(self, record: LogRecord) -> Iterator[Outputs]:
@@ -376,7 +376,8 @@ class Machine:
         self._waiting.release(batch)
         if not self._settings.forwarding or len(batch.repeated) == batch.total:
             return
-        payload = self._log.read_at(batch.lsn).payload
+        record = self._log.read_at(batch.lsn)
+        payload = record.payload
         try:
             if len(batch.blobs) == batch.total and not batch.extras:
                 sent = splice_all(payload, [batch.blobs[at] for at in range(batch.total)])
@@ -386,7 +387,7 @@ class Machine:
             # It parsed, so it is a request; one we cannot find our way in travels on as it came.
             self._metrics.invalid_spans.labels("encoding").inc(batch.total)
             sent = payload
-        out.forward.append((self._next(), RecordKind.TRACES, sent))
+        out.forward.append(Outgoing(self._next(), RecordKind.TRACES, sent, record.metadata))
 
     @staticmethod
     def _editor(batch: Batch, payload: bytes) -> Callable[[int, SpanAt], bytes | None]:

@@ -21,14 +21,14 @@ from joulegram_pipeline.clock import Clock, SystemClock
 from joulegram_pipeline.errors import BusyError, StorageError
 from joulegram_pipeline.records import LogRecord
 from joulegram_pipeline.wal import SEGMENT_BYTES, WriteAheadLog
-from joulegram_pipeline.wal_segment import RECORD_HEADER_BYTES
+from joulegram_pipeline.wal_segment import RECORD_HEADER_BYTES, encode_metadata
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
     from joulegram_pipeline.metrics import Metrics
-    from joulegram_pipeline.records import RecordKind
+    from joulegram_pipeline.records import Metadata, RecordKind
     from joulegram_pipeline.span_rows import ScopeRows
 
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
@@ -45,6 +45,7 @@ class _Waiting:
     payload: bytes
     future: asyncio.Future[int] | Future[int]
     parsed: list[ScopeRows] | None
+    metadata: Metadata
 
 
 class Spool:
@@ -118,6 +119,7 @@ class Spool:
         payload: bytes,
         received_ns: int | None = None,
         parsed: list[ScopeRows] | None = None,
+        metadata: Metadata = (),
     ) -> int:
         """Append one record from the loop the spool was entered in and wait until it is on disk.
 
@@ -126,6 +128,7 @@ class Spool:
             payload: as it came.
             received_ns: wall clock at receipt, now if None; never below that of the record before.
             parsed: what was read from a trace request already; handed to the reader while memory allows.
+            metadata: headers that travel with the request.
 
         Returns:
             Its lsn.
@@ -136,7 +139,7 @@ class Spool:
         """
         assert self._loop is not None
         future: asyncio.Future[int] = self._loop.create_future()
-        self._enqueue(kind, payload, received_ns, future, parsed)
+        self._enqueue(kind, payload, received_ns, future, parsed, metadata)
         return await future
 
     def append_blocking(self, kind: RecordKind, payload: bytes, received_ns: int | None = None) -> int:
@@ -176,10 +179,18 @@ class Spool:
             for waiting, lsn in zip(group, lsns, strict=True):
                 if self._recent_bytes + len(waiting.payload) > MAX_RECENT_BYTES:
                     return
-                following = lsn + RECORD_HEADER_BYTES + len(waiting.payload)
+                following = lsn + RECORD_HEADER_BYTES + len(encode_metadata(waiting.metadata)) + len(waiting.payload)
                 self._recent_bytes += len(waiting.payload)
                 self._recent.append(
-                    LogRecord(lsn, following, waiting.kind, waiting.received_ns, waiting.payload, waiting.parsed)
+                    LogRecord(
+                        lsn,
+                        following,
+                        waiting.kind,
+                        waiting.received_ns,
+                        waiting.payload,
+                        waiting.parsed,
+                        waiting.metadata,
+                    )
                 )
 
     def read_at(self, lsn: int) -> LogRecord:
@@ -209,6 +220,7 @@ class Spool:
         received_ns: int | None,
         future: asyncio.Future[int] | Future[int],
         parsed: list[ScopeRows] | None = None,
+        metadata: Metadata = (),
     ) -> None:
         with self._changed:
             if not self._open:
@@ -220,7 +232,7 @@ class Spool:
                 )
             now_ns = self._clock.wall_ns() if received_ns is None else received_ns
             self._last_ns = max(self._last_ns, now_ns)
-            self._queue.append(_Waiting(kind, self._last_ns, payload, future, parsed))
+            self._queue.append(_Waiting(kind, self._last_ns, payload, future, parsed, metadata))
             self._queued_bytes += len(payload)
             self._changed.notify()
 
@@ -241,7 +253,7 @@ class Spool:
 
     def _commit(self, group: list[_Waiting]) -> list[int] | StorageError:
         try:
-            lsns = self._log.append([(each.kind, each.received_ns, each.payload) for each in group])
+            lsns = self._log.append([(each.kind, each.received_ns, each.payload, each.metadata) for each in group])
             begun = perf_counter()
             self._log.sync()
         except StorageError as error:

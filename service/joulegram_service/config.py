@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import os
 import re
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from joulegram_pipeline.errors import ConfigError
+from joulegram_service.config_receiver import ReceiverConfig
+from joulegram_service.config_types import Duration, Endpoint, Factor, Section
+from joulegram_service.config_upstream import UpstreamConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_UNITS_NS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _CREDENTIALS = re.compile(r"://[^/@]*@")
 _EXPECTED = {
@@ -33,88 +33,20 @@ _EXPECTED = {
 }
 """Kinds of pydantic's faults, in the words of the file."""
 
-_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})", re.ASCII)
 
-
-def _duration_ns(value: object) -> object:
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("a duration with a unit, as 500ms, 30s, 15m, 24h or 7d")
-    return int(Decimal(match[1]) * _UNITS_NS[match[2]])
-
-
-def _endpoint(value: object) -> object:
-    match = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
-    if match is None or int(match[2]) > 65_535:
-        raise ValueError("host:port, as 127.0.0.1:4317 (port 0 takes a free one)")
-    return value
-
-
-def _upstream(value: object) -> object:
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else ""
-    scheme, _, rest = text.partition("://")
-    if scheme not in {"grpc", "http"} or _ENDPOINT.fullmatch(rest.rstrip("/").partition("/")[0]) is None:
-        raise ValueError("grpc://host:port or http://host:port")
-    return value
-
-
-def _factor(value: object) -> object:
-    # As text, so that what is recorded is what was written; YAML reads 0.4 as a number, and yes as one too.
-    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
-    if text is None:
-        raise ValueError("a decimal number of kg/kWh, as 0.394")
-    return text
-
-
-Duration = Annotated[int, BeforeValidator(_duration_ns)]
-Endpoint = Annotated[str, BeforeValidator(_endpoint)]
-Upstream = Annotated[str | None, BeforeValidator(_upstream)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ServerConfig(_Section):
-    """A listener."""
-
-    endpoint: Endpoint = "127.0.0.1:4317"
-
-
-class HttpConfig(_Section):
-    """The OTLP/HTTP listener, which comes in a later version."""
-
-    endpoint: Endpoint | None = None
-
-
-class MetricsConfig(_Section):
+class MetricsConfig(Section):
     """Where /metrics, /healthz and /readyz are served."""
 
     endpoint: Endpoint = "127.0.0.1:9464"
 
 
-class ProtocolsConfig(_Section):
-    """The transports of the receiver."""
-
-    grpc: ServerConfig = ServerConfig()
-    http: HttpConfig = HttpConfig()
-
-
-class ReceiverConfig(_Section):
-    """OTLP in."""
-
-    protocols: ProtocolsConfig = ProtocolsConfig()
-
-
-class TelemetryConfig(_Section):
+class TelemetryConfig(Section):
     """joulegram's own telemetry."""
 
     metrics: MetricsConfig = MetricsConfig()
 
 
-class AgentConfig(_Section):
+class AgentConfig(Section):
     """Where energy comes from: an agent behind a socket, or one inside the sidecar.
 
     Where `socket` is not set and `source` is auto, /run/joulegram/agent.sock is used if it is there and may be used.
@@ -126,7 +58,7 @@ class AgentConfig(_Section):
     proc_root: Path = Path("/proc")
 
 
-class EnergyConfig(_Section):
+class EnergyConfig(Section):
     """The join of energy."""
 
     max_wait: Duration = 30 * 10**9
@@ -134,14 +66,14 @@ class EnergyConfig(_Section):
     idle: Literal["bucket", "share"] = "bucket"
 
 
-class FactorConfig(_Section):
+class FactorConfig(Section):
     """A declared emission factor, instead of a table (C-06)."""
 
-    kg_per_kwh: Annotated[str, BeforeValidator(_factor)]
+    kg_per_kwh: Factor
     source: str
 
 
-class CarbonConfig(_Section):
+class CarbonConfig(Section):
     """The join of intensity."""
 
     region: str | None = None
@@ -150,46 +82,40 @@ class CarbonConfig(_Section):
     factor: FactorConfig | None = None
 
 
-class UpstreamConfig(_Section):
-    """Where everything is forwarded to."""
-
-    endpoint: Upstream = None
-
-
-class SelectorConfig(_Section):
+class SelectorConfig(Section):
     """Which spans are joined."""
 
     names: tuple[str, ...] = ("etl.job", "etl.*")
     attributes: tuple[str, ...] = ("kfm.node",)
 
 
-class StacConfig(_Section):
+class StacConfig(Section):
     """The Items a job may name for patching."""
 
     roots: tuple[Path, ...] | None = None
     key: Literal["telemetry", "kfm:telemetry"] = "telemetry"
 
 
-class HostConfig(_Section):
+class HostConfig(Section):
     """What records call this machine; never its host name (C-01)."""
 
     hw_id: Annotated[str, Field(min_length=1, max_length=128)] = "host-unknown"
     hw_name: Annotated[str, Field(min_length=1, max_length=128)] = "kfm-node"
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """When a run ends that says nothing of its end."""
 
     idle_timeout: Duration = 15 * 60 * 10**9
 
 
-class ShutdownConfig(_Section):
+class ShutdownConfig(Section):
     """How long a stop may take."""
 
     drain_timeout: Duration = 10 * 10**9
 
 
-class Config(_Section):
+class Config(Section):
     """The whole file."""
 
     data_dir: Path = Path("joulegram-data")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from joulegram_pipeline.metrics import Metrics
-    from joulegram_pipeline.records import RecordKind
-    from joulegram_pipeline.wal import Payload
+    from joulegram_pipeline.records import Metadata, Outgoing, RecordKind
+    from joulegram_pipeline.wal import Entry
 
 Pos = tuple[int, int]
 """(lsn, ordinal): the spool record an output came of, and its place among the outputs of that record."""
@@ -49,12 +49,14 @@ class OutboxItem:
         kind: its signal.
         next_lsn: what to hand to `Outbox.advance` once it and all before it are taken.
         request: the protobuf bytes.
+        metadata: headers that travel with it.
     """
 
     pos: Pos
     kind: RecordKind
     next_lsn: int
     request: memoryview
+    metadata: Metadata
 
 
 class Outbox:
@@ -104,11 +106,11 @@ class Outbox:
         """The lsn up to which items may be read."""
         return self._log.durable_lsn
 
-    def append(self, items: Iterable[tuple[Pos, RecordKind, Payload]]) -> int:
+    def append(self, items: Iterable[Outgoing]) -> int:
         """Append the items that are not here yet; durable after `sync`.
 
         Args:
-            items: position, signal and request of each, in order of position.
+            items: in order of position.
 
         Returns:
             How many were new.
@@ -116,14 +118,14 @@ class Outbox:
         Raises:
             StorageError: the disk refused; none was appended.
         """
-        batch: list[tuple[RecordKind, int, Payload]] = []
+        batch: list[Entry] = []
         last = self._last_pos
-        for pos, kind, request in items:
+        for pos, kind, request, metadata in items:
             if pos <= last:
                 continue
             chunks = (request,) if isinstance(request, bytes) else request
             # The time of receipt is in the spool; nothing here may depend on the clock of a replay.
-            batch.append((kind, 0, (_POS.pack(*pos), *chunks)))
+            batch.append((kind, 0, (_POS.pack(*pos), *chunks), metadata))
             last = pos
         self._log.append(batch)
         self._last_pos = last
@@ -159,6 +161,7 @@ class Outbox:
                 kind=record.kind,
                 next_lsn=record.next_lsn,
                 request=memoryview(record.payload)[_POS.size :],
+                metadata=record.metadata,
             )
             for record in self._log.read(self._position, max_bytes)
         ]

@@ -68,7 +68,7 @@ class Node:
     def _take(self, out: Outputs) -> None:
         self.lines += [json.loads(f"{before}{between}{after}") for _, _, before, between, after in out.lines]
         self.lines += [dict(record) for record in out.records]
-        self.sent += [payload for _, _, payload in out.forward]
+        self.sent += [item.body for item in out.forward]
         self.runs += out.runs
         self.archived += [lsn for lsn, _ in out.ticks]
         self.pids |= out.pids

@@ -174,7 +174,7 @@ def test_positions_grow_and_each_span_is_recorded_once(log: Log) -> None:
         for out in portions:
             positions = [(line[0], line[1]) for line in out.lines]
             positions += [(record["pos"][0], record["pos"][1]) for record in out.records]
-            positions += [position for position, _, _ in out.forward] + [run.pos for run in out.runs]
+            positions += [item.pos for item in out.forward] + [run.pos for run in out.runs]
             for position in sorted(positions):
                 assert position > last
                 assert position[0] == lsn
@@ -202,9 +202,9 @@ def test_what_is_sent_on_is_each_span_once_with_each_key_once(log: Log) -> None:
         one
         for _, portions in outputs(machine(log, told), log.records)
         for out in portions
-        for _, kind, payload in out.forward
-        if kind is RecordKind.TRACES
-        for one in spans_of(payload)
+        for item in out.forward
+        if item.kind is RecordKind.TRACES
+        for one in spans_of(item.body)
     ]
     joined = [one for one in sent if any(item.key == "timing.duration_s" for item in one.attributes)]
     ids = [one.trace_id + one.span_id for one in joined]

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from joulegram_pipeline.metrics import Metrics
-from joulegram_pipeline.records import RecordKind
+from joulegram_pipeline.records import Outgoing, RecordKind
 from joulegram_sink.outbox import NOTHING, Outbox
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def with_outbox(directory: Path, body: Callable[[Outbox], Awaitable[None]], segm
     asyncio.run(main())
 
 
-def item(pos: Pos) -> tuple[Pos, RecordKind, bytes]:
-    return pos, TRACES, b"%d.%d" % pos
+def item(pos: Pos) -> Outgoing:
+    return Outgoing(pos, TRACES, b"%d.%d" % pos)
 
 
 def waiting(outbox: Outbox) -> list[Pos]:
@@ -96,7 +96,7 @@ def test_a_request_in_pieces_is_one_item(tmp_path: Path) -> None:
     """Pieces are written one behind the other; kind and position come back."""
 
     async def body(outbox: Outbox) -> None:
-        outbox.append([((5, 2), RecordKind.LOGS, [b"ab", b"", b"c"])])
+        outbox.append([Outgoing((5, 2), RecordKind.LOGS, [b"ab", b"", b"c"])])
         outbox.sync()
         (found,) = outbox.read(1 << 20)
         assert (found.pos, found.kind, bytes(found.request)) == ((5, 2), RecordKind.LOGS, b"abc")
@@ -192,7 +192,7 @@ from joulegram_sink.outbox import Outbox
 async def main():
     async with Outbox(Path(sys.argv[1]), Metrics(), segment_bytes=5000) as outbox:
         for lsn in range(3000):
-            outbox.append([((lsn, k), 1, b"%d.%d" % (lsn, k)) for k in range(2)])
+            outbox.append([((lsn, k), 1, b"%d.%d" % (lsn, k), ()) for k in range(2)])
             outbox.sync()
             sys.stdout.write(f"{lsn}\\n")
             sys.stdout.flush()

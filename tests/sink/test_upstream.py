@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 from joulegram_pipeline.errors import ConfigError
 from joulegram_pipeline.metrics import Metrics
-from joulegram_pipeline.records import RecordKind
+from joulegram_pipeline.records import Outgoing, RecordKind
 from joulegram_sink.outbox import Outbox
 from joulegram_sink.upstream import Upstream
 from simulators.otlp_server import OtlpServer
@@ -65,7 +65,7 @@ class Forwarding:
         self._lsn = 0
 
     def put(self, *requests: bytes, kind: RecordKind = TRACES) -> None:
-        self.outbox.append([((self._lsn, ordinal), kind, data) for ordinal, data in enumerate(requests)])
+        self.outbox.append([Outgoing((self._lsn, ordinal), kind, data) for ordinal, data in enumerate(requests)])
         self._lsn += 1
         self.outbox.sync()
 
