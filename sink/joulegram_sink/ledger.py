@@ -2,7 +2,7 @@
 
 Invariants:
     * a line is written once and never rewritten; what is cut is the torn end of a write that did not finish,
-      and it is moved to ``quarantine/``, not dropped;
+      and it is moved to ``quarantine/``, not dropped; the log it was made from makes its lines again;
     * a record whose `pos` is not above the last line's is already there, and is skipped: exactly once under
       replay;
     * after an error the file ends at a whole line, or no further line is appended.
@@ -21,7 +21,7 @@ from joulegram_pipeline.errors import BusyError, DocumentError, LedgerError, Sto
 from joulegram_pipeline.files import replace_file, safe_mkdir, sync_directory
 from joulegram_pipeline.ids import new_run_id
 from joulegram_sink.ledger_format import FIRST_SEGMENT, MAX_LINE_BYTES, genesis_line, is_genesis, line_hash
-from joulegram_sink.ledger_tail import read_first_line, read_tail
+from joulegram_sink.ledger_tail import first_hole, read_first_line, read_tail
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -224,7 +224,8 @@ class Ledger:
     def _open(self) -> _Point:
         try:
             size = os.fstat(self._fd).st_size
-            tail = read_tail(self._fd)
+            hole = first_hole(self._fd)
+            tail = read_tail(self._fd, size if hole is None else hole)
             if tail is None:
                 if size > MAX_LINE_BYTES or b"\n" in os.pread(self._fd, size, 0):
                     raise LedgerError(

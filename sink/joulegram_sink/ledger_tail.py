@@ -1,4 +1,4 @@
-"""Finds the last whole line of a ledger file, so where a torn one begins, without reading the file."""
+"""Finds the last whole line of a ledger file, so where a torn one begins, without reading all of the file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import orjson
 from joulegram_sink.ledger_format import MAX_LINE_BYTES, line_hash
 
 _CHUNK_BYTES = 65_536
+
+UNSYNCED_BYTES = 64 * 1024 * 1024
+"""More than is ever appended between two syncs (`service.engine.SYNC_S`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +33,27 @@ class Tail:
     pos: tuple[int, int] | None
 
 
-def read_tail(fd: int) -> Tail | None:
-    """The last line that ends in LF and parses as a ledger line; None if the file has none.
+def first_hole(fd: int) -> int | None:
+    """Where a page that never reached the disk begins in what may not have been synced; None if there is none.
+
+    Pages of one file are written back in any order, so a power cut can keep a later one and lose an earlier one, which
+    then reads as zeros. A ledger line has no zero byte.
+    """
+    size = os.fstat(fd).st_size
+    start = max(0, size - UNSYNCED_BYTES)
+    for offset in range(start, size, 1 << 20):
+        found = os.pread(fd, 1 << 20, offset).find(b"\0")
+        if found >= 0:
+            return offset + found
+    return None
+
+
+def read_tail(fd: int, end: int) -> Tail | None:
+    """The last line below `end` that ends in LF and parses as a ledger line; None if there is none.
 
     A line that parses is taken as it is: whether it is also true is the verifier's question. Cutting one here
     would let an edit pass as a torn write.
     """
-    end = os.fstat(fd).st_size
     while True:
         stop = _last_lf(fd, end)
         if stop is None:
