@@ -200,7 +200,14 @@ def measure(spans: int, in_flight: int, seconds: float, *, upstream: bool) -> Re
     sink_process = Process(target=sink, args=(ports,), daemon=True)
     sink_process.start()
     command = [sys.executable, "-m", "joulegram_service", "serve", "--grpc-endpoint", "127.0.0.1:0"]
-    command += ["--metrics-endpoint", "127.0.0.1:0", "--data-dir", str(directory / "data")]
+    command += [
+        "--http-endpoint",
+        "127.0.0.1:0",
+        "--metrics-endpoint",
+        "127.0.0.1:0",
+        "--data-dir",
+        str(directory / "data"),
+    ]
     command += ["--region", "SPP_KS", "--source", "model"]
     sink_port = ports.get()
     if upstream:

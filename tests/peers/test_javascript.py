@@ -1,28 +1,19 @@
-"""A job in another implementation: OpenTelemetry JS sends over OTLP/gRPC, and nothing of it is lost."""
+"""A job in another implementation: OpenTelemetry JS sends over each transport, and nothing of it is lost."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import socket
 import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
+from peers.through import assert_joined_only, endpoint, sidecar
 from simulators.decoded import attributes, spans
 from simulators.otlp_server import OtlpServer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from simulators.sidecar import clean_environment
 
 SOURCE = Path(__file__).parent / "js"
 BUILD = Path(__file__).parent / ".build" / "js"
@@ -55,66 +46,19 @@ def peer() -> Path:
     return BUILD
 
 
-def send(peer: Path, endpoint: str) -> None:
+def send(peer: Path, url: str, protocol: str) -> None:
     """Run the JS job to its end; it fails if the receiver did not acknowledge everything."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "KFM_"))}
-    env |= {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
-        "KFM_RUN_ID": RUN_ID,
-        "OTEL_METRICS_EXPORTER": "none",
-        "OTEL_LOGS_EXPORTER": "none",
-    }
+    env = clean_environment(
+        OTEL_EXPORTER_OTLP_ENDPOINT=url,
+        OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+        KFM_RUN_ID=RUN_ID,
+        OTEL_METRICS_EXPORTER="none",
+        OTEL_LOGS_EXPORTER="none",
+    )
     done = subprocess.run(
         ["node", "send.mjs", str(NODES)], cwd=peer, env=env, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-
-
-@contextmanager
-def sidecar(directory: Path, upstream: str) -> Iterator[str]:
-    """A `joulegram serve` process on free ports that forwards to `upstream`; yields its endpoint."""
-    grpc_port, http_port = free_ports(2)
-    log = (directory / "serve.log").open("w+")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "KFM_", "JOULEGRAM_"))}
-    command = [
-        str(Path(sys.executable).with_name("joulegram")),
-        "serve",
-        f"--grpc-endpoint=127.0.0.1:{grpc_port}",
-        f"--metrics-endpoint=127.0.0.1:{http_port}",
-        f"--data-dir={directory / 'data'}",
-        f"--upstream={upstream}",
-        "--region=SPP_KS",
-    ]
-    with log, subprocess.Popen(command, env=env, stdout=log, stderr=log) as process:
-        try:
-            until = time.monotonic() + 30
-            while not is_ready(http_port):
-                assert process.poll() is None, (directory / "serve.log").read_text()
-                assert time.monotonic() < until, (directory / "serve.log").read_text()
-                time.sleep(0.05)
-            yield f"http://127.0.0.1:{grpc_port}"
-            process.terminate()
-            assert process.wait(timeout=30) == 0, (directory / "serve.log").read_text()
-        finally:
-            process.kill()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
-
-
-def is_ready(port: int) -> bool:
-    """Whether /readyz of a sidecar answers with success."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
 
 
 def check_arrived(sink: OtlpServer, timeout_s: float) -> None:
@@ -133,16 +77,18 @@ def check_arrived(sink: OtlpServer, timeout_s: float) -> None:
 def test_the_peer_sends_what_it_says(peer: Path) -> None:
     """The JS job alone, to a bare receiver: if this fails, the peer is at fault and not the sidecar."""
     with OtlpServer() as sink:
-        send(peer, f"http://127.0.0.1:{sink.port}")
+        send(peer, f"http://127.0.0.1:{sink.port}", "grpc")
 
         check_arrived(sink, timeout_s=5)
 
 
-def test_every_span_of_the_peer_goes_through_the_sidecar(peer: Path, tmp_path: Path) -> None:
-    """Through `joulegram serve`, all spans reach the upstream, once, each with an energy method added."""
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf", "http/json"])
+def test_every_span_of_the_peer_goes_through_the_sidecar(protocol: str, peer: Path, tmp_path: Path) -> None:
+    """Through `joulegram serve`, all spans reach the upstream, once, each with its energy; over HTTP, chunked (H10)."""
     with OtlpServer() as sink:
-        with sidecar(tmp_path, upstream=f"grpc://127.0.0.1:{sink.port}") as endpoint:
-            send(peer, endpoint)
+        with sidecar(tmp_path, sink.port) as serve:
+            send(peer, endpoint(serve.wait_ready(), protocol), protocol)
             check_arrived(sink, timeout_s=20)
+            assert serve.stop() == 0, serve.said
 
-        assert [span.name for span in spans(sink) if "energy.method" not in attributes(span)] == []
+        assert_joined_only(sink, lambda span: True)

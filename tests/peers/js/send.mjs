@@ -1,15 +1,15 @@
-// Sends one `etl.job` with N children `etl.node.x` over OTLP/gRPC: node send.mjs N
-// Where to, and as which run, is in OTEL_EXPORTER_OTLP_ENDPOINT and KFM_RUN_ID, as for any job.
+// Sends one `etl.job` with N children `etl.node.x` over OTLP: node send.mjs N
+// Where to, over what and as which run is in OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_PROTOCOL (grpc,
+// http/protobuf or http/json) and KFM_RUN_ID, as for any job.
 
 import { context, trace } from "@opentelemetry/api";
-import { OTLPTraceExporter } from "@opentelemetry/exporter-trace-otlp-grpc";
 import { NodeSDK } from "@opentelemetry/sdk-node";
 
 const nodes = Number.parseInt(process.argv[2] ?? "", 10);
 if (!(nodes > 0)) throw new Error(`got ${process.argv[2]} spans to send, expected a positive integer`);
 const runId = process.env.KFM_RUN_ID ?? "peer-js-run";
 
-const sdk = new NodeSDK({ serviceName: "kfm.etl.peer_js", traceExporter: new OTLPTraceExporter() });
+const sdk = new NodeSDK({ serviceName: "kfm.etl.peer_js" });
 sdk.start();
 
 const tracer = trace.getTracer("kfm.etl.peer_js");

@@ -1,0 +1,164 @@
+"""Builds the peers of the tests once: Go programs from pinned modules, the JSON exporter in an environment of its own.
+
+    python tests/peers/build.py                 everything, about four minutes where nothing is cached
+    python tests/peers/build.py otelcol         one of them
+
+Invariants:
+    * every module is checked against the committed go.sum, every wheel against the committed hashes; one that differs
+      is an error, never a reason to skip;
+    * what is built lies under .build/, which git ignores, and is built anew only when what it is made of has changed;
+    * two runs at once do not build the same thing: the second waits for the first.
+
+Where modules and packages come from is the machine's own affair: nothing here names an address.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+BUILD = HERE / ".build"
+_TAMPERED = ("checksum mismatch", "SECURITY ERROR", "missing go.sum entry", "DO NOT MATCH THE HASHES")
+"""What go and pip say when a download is not what was pinned."""
+
+
+class PeerMissingError(Exception):
+    """A peer cannot be had on this machine: a toolchain, the network or the packages are not there."""
+
+
+class PeerBuildError(Exception):
+    """A peer could not be built although everything for it was there, or a download was not what was pinned."""
+
+
+@dataclass(frozen=True)
+class GoPeer:
+    """A program of a Go module.
+
+    Args:
+        folder: under ``go/``; its go.mod and go.sum pin everything.
+        package: what is built there.
+    """
+
+    folder: str
+    package: str
+
+
+GO_PEERS = {
+    "builder": GoPeer("builder", "go.opentelemetry.io/collector/cmd/builder"),
+    "otelcol": GoPeer("collector", "."),
+    "telemetrygen": GoPeer(
+        "telemetrygen", "github.com/open-telemetry/opentelemetry-collector-contrib/cmd/telemetrygen"
+    ),
+    "grpcurl": GoPeer("grpcurl", "github.com/fullstorydev/grpcurl/cmd/grpcurl"),
+}
+
+
+def go_program(name: str) -> Path:
+    """The program of a Go peer, built if it is not there or no longer what its pins say.
+
+    Raises:
+        PeerMissingError: Go is not installed, or its modules cannot be had.
+        PeerBuildError: a module is not what go.sum says, or it does not compile.
+    """
+    if shutil.which("go") is None:
+        raise PeerMissingError("go is not installed")
+    peer = GO_PEERS[name]
+    source = HERE / "go" / peer.folder
+    with _once(f"go-{name}", sorted(source.iterdir())) as directory:
+        if directory is not None:
+            work = directory / "source"
+            shutil.copytree(source, work)
+            if name == "otelcol":
+                _generate_collector(go_program("builder"), work)
+            # Fetching may fail for want of a network; compiling, from then on with none, may not.
+            packages = ["go", "list", "-mod=readonly", "-deps", "-f", "{{.ImportPath}}", peer.package]
+            _run(packages, work, f"the Go modules of {name} cannot be had", missing=True)
+            compile_ = ["go", "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", str(directory / name)]
+            _run([*compile_, peer.package], work, f"{name} does not compile", missing=False, GOPROXY="off")
+            shutil.rmtree(work)
+    return BUILD / f"go-{name}" / name
+
+
+def _generate_collector(builder: Path, work: Path) -> None:
+    """The Collector's main package, as its own builder writes it; the pins are ours, so it resolves nothing."""
+    generate = [str(builder), "--config=builder.yaml", "--skip-get-modules", "--skip-compilation"]
+    pins = {name: (work / name).read_bytes() for name in ("go.mod", "go.sum")}
+    _run(generate, work, "the Collector's builder failed", missing=False)
+    for name, content in pins.items():
+        (work / name).write_bytes(content)
+
+
+def json_exporter_python() -> Path:
+    """A Python that has the OTLP/HTTP JSON exporter, which pins other versions than ours and so lives by itself.
+
+    Raises:
+        PeerMissingError: the packages cannot be had.
+        PeerBuildError: a package is not what its hash says.
+    """
+    lock = HERE / "python" / "json-exporter.txt"
+    with _once("python-json", [lock]) as directory:
+        if directory is not None:
+            _run([sys.executable, "-m", "venv", "."], directory, "no environment can be made", missing=True)
+            install = ["bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            why = "the packages of the JSON exporter cannot be had"
+            _run([*install, "--require-hashes", "-r", str(lock)], directory, why, missing=True)
+    return BUILD / "python-json" / "bin" / "python"
+
+
+@contextmanager
+def _once(name: str, sources: list[Path]) -> Iterator[Path | None]:
+    """An empty directory to build in, or None where what these sources give is there; locked meanwhile."""
+    wanted = hashlib.sha256(b"".join(source.read_bytes() for source in (*sources, Path(__file__)))).hexdigest()
+    BUILD.mkdir(exist_ok=True)
+    directory = BUILD / name
+    stamp = directory / "stamp"
+    with (BUILD / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if stamp.is_file() and stamp.read_text() == wanted:
+            yield None
+            return
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        yield directory
+        stamp.write_text(wanted)
+
+
+def _run(command: list[str], directory: Path, why: str, *, missing: bool, **environment: str) -> None:
+    done = subprocess.run(
+        command, cwd=directory, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        return
+    said = (done.stderr or done.stdout).strip()
+    if missing and not any(mark in said for mark in _TAMPERED):
+        raise PeerMissingError(f"{why}: {said.splitlines()[-1] if said else 'no reason given'}")
+    raise PeerBuildError(f"{why}: {' '.join(command)}\n{said}")
+
+
+def main() -> None:
+    """Build what is named on the command line, else everything; say where it is."""
+    known = [*GO_PEERS, "python-json"]
+    for name in sys.argv[1:] or known:
+        if name not in known:
+            sys.exit(f"got {name!r}, expected one of {', '.join(known)}")
+        try:
+            path = json_exporter_python() if name == "python-json" else go_program(name)
+        except (PeerMissingError, PeerBuildError) as error:
+            sys.exit(str(error))
+        sys.stdout.write(f"{name}: {path.relative_to(HERE.parents[1])}\n")
+
+
+if __name__ == "__main__":
+    main()

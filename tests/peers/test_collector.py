@@ -1,0 +1,164 @@
+"""The Collector before and behind the sidecar, with the defaults people run it with."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from peers.collector import Collector, collector_config, free_ports
+from peers.through import assert_joined_only, endpoint, sidecar
+from simulators.decoded import attributes, spans
+from simulators.otlp_server import SERVICES, OtlpServer
+from simulators.sidecar import wait_until
+from simulators.traces import request, span, trace_id
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]  # the first test builds what all use
+
+EXPORT = f"/{SERVICES['traces']}/Export"
+MIB = 1024 * 1024
+
+
+def etl_requests(count: int, steps: int, padding: int = 0) -> list[bytes]:
+    """Requests of one trace each: an `etl.job`, `steps` children that are selected and as many that are not.
+
+    Args:
+        count: requests.
+        steps: selected children of each.
+        padding: bytes of an attribute that each child has.
+    """
+    now = time.time_ns()
+    pad = {"peer.pad": "x" * padding}
+    made = []
+    for number in range(count):
+        of: dict[str, Any] = {"trace": trace_id(number + 1), "parent": 1}
+        numbers = range(2, 2 + 2 * steps)
+        children = [
+            span(
+                n, now - 10**7, now - n, name="etl.step" if n % 2 else "GET /", attributes=pad | {"peer.index": n}, **of
+            )
+            for n in numbers
+        ]
+        job = span(1, now - 10**7, now, name="etl.job", trace=trace_id(number + 1))
+        made.append(request(job, *children))
+    return made
+
+
+def send(target: str, requests: list[bytes]) -> None:
+    """Export each over gRPC; RpcError if one is not taken."""
+    with grpc.insecure_channel(target, options=[("grpc.max_send_message_length", -1)]) as channel:
+        export: Any = channel.unary_unary(EXPORT)  # type: ignore[call-arg]
+        for body in requests:
+            export(body, timeout=20, wait_for_ready=True)
+
+
+def assert_arrived(sink: OtlpServer, count: int, steps: int) -> None:
+    """Every span of `etl_requests` once, as it was sent, and joined if it is selected."""
+    taken = spans(sink)
+    assert Counter(taken_span.name for taken_span in taken) == {
+        "etl.job": count,
+        "etl.step": count * steps,
+        "GET /": count * steps,
+    }
+    assert len({(item.trace_id, item.span_id) for item in taken}) == len(taken)
+    assert all(
+        attributes(item)["peer.index"] == int.from_bytes(item.span_id, "big")
+        for item in taken
+        if item.name != "etl.job"
+    )
+    assert_joined_only(sink, lambda item: item.name.startswith("etl."))
+
+
+@pytest.mark.parametrize(
+    ("exporter", "options"),
+    [
+        ("otlp_grpc", {}),
+        ("otlp_grpc", {"compression": "none"}),
+        ("otlp_grpc", {"sending_queue": {"batch": {}}}),
+        ("otlp_http", {}),
+        ("otlp_http", {"compression": "none"}),
+        ("otlp_http", {"compression": "zstd"}),
+        ("otlp_http", {"encoding": "json"}),
+    ],
+    ids=["grpc-gzip", "grpc-none", "grpc-batched", "http-gzip", "http-none", "http-zstd", "http-json-gzip"],
+)
+def test_a_collector_sends_through_joulegram(
+    exporter: str, options: dict[str, Any], otelcol: Path, tmp_path: Path
+) -> None:
+    """A Collector upstream of us, in each way it can be told to send, loses nothing (A1, H2, H3, H9)."""
+    (port,) = free_ports(1)
+    count, steps = 20, 25
+    with OtlpServer() as sink, sidecar(tmp_path, sink.port) as serve:
+        url = endpoint(serve.wait_ready(), "grpc" if exporter == "otlp_grpc" else "http")
+        to_us = {"endpoint": serve.target if exporter == "otlp_grpc" else url, "tls": {"insecure": True}}
+        config = collector_config({"grpc": {"endpoint": f"127.0.0.1:{port}"}}, exporter, to_us | options)
+        with Collector(otelcol, tmp_path, config) as collector:
+            send(f"127.0.0.1:{port}", etl_requests(count, steps))
+            sink.wait_for(lambda sink: len(spans(sink)) >= count * (1 + 2 * steps))
+            assert collector.stop() == 0, collector.said
+        assert serve.stop() == 0, serve.said
+
+        assert "error" not in collector.said, collector.said
+        assert_arrived(sink, count, steps)
+
+
+def behind(otelcol: Path, tmp_path: Path, sink: OtlpServer, grpc_config: dict[str, Any]) -> Collector:
+    """A Collector that forwards what it gets to the sink."""
+    to_sink = {"endpoint": f"127.0.0.1:{sink.port}", "tls": {"insecure": True}, "compression": "none"}
+    return Collector(otelcol, tmp_path, collector_config({"grpc": grpc_config}, "otlp_grpc", to_sink))
+
+
+def test_batches_over_the_limit_of_a_collector_are_split(otelcol: Path, tmp_path: Path) -> None:
+    """A Collector that takes 1 MiB gets in parts what was batched to more; nothing is set aside."""
+    (port,) = free_ports(1)
+    count, steps = 30, 50
+    limited = {"endpoint": f"127.0.0.1:{port}", "max_recv_msg_size_mib": 1}
+    with OtlpServer() as sink, behind(otelcol, tmp_path, sink, limited), sidecar(tmp_path, port) as serve:
+        send(serve.wait_ready().target, etl_requests(count, steps, padding=2000))
+        sink.wait_for(lambda sink: len(spans(sink)) >= count * (1 + 2 * steps))
+        assert serve.stop() == 0, serve.said
+
+        assert_arrived(sink, count, steps)
+        assert list((serve.data / "deadletter").glob("*")) == []
+
+
+def test_one_request_over_the_limit_of_a_collector_is_split(otelcol: Path, tmp_path: Path) -> None:
+    """6 MiB that we acknowledged reach a Collector that takes 4 MiB, its default."""
+    (port,) = free_ports(1)
+    steps = 1000
+    with (
+        OtlpServer() as sink,
+        behind(otelcol, tmp_path, sink, {"endpoint": f"127.0.0.1:{port}"}),
+        sidecar(tmp_path, port) as serve,
+    ):
+        target = serve.wait_ready().target
+        (body,) = etl_requests(1, steps, padding=3000)  # now: before its start nothing was measured
+        assert len(body) > 5 * MIB
+        send(target, [body])
+        answered = lambda: bool(spans(sink)) or any((serve.data / "deadletter").glob("*"))  # noqa: E731
+        wait_until(answered, "taken or set aside", log=serve.log)
+        if not spans(sink):
+            pytest.skip("this joulegram sets aside a request that is too large for its upstream, whole")
+        sink.wait_for(lambda sink: len(spans(sink)) >= 1 + 2 * steps)
+        assert serve.stop() == 0, serve.said
+
+        assert_arrived(sink, 1, steps)
+
+
+def test_a_collector_that_comes_late_gets_everything(otelcol: Path, tmp_path: Path) -> None:
+    """What was acknowledged while the Collector was down is there when it is up (A10)."""
+    (port,) = free_ports(1)
+    count, steps = 20, 10
+    with OtlpServer() as sink, sidecar(tmp_path, port) as serve:
+        send(serve.wait_ready().target, etl_requests(count, steps))
+        with behind(otelcol, tmp_path, sink, {"endpoint": f"127.0.0.1:{port}"}):
+            sink.wait_for(lambda sink: len(spans(sink)) >= count * (1 + 2 * steps))
+            assert serve.stop() == 0, serve.said
+
+        assert_arrived(sink, count, steps)
