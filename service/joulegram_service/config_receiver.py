@@ -1,30 +1,140 @@
-"""The keys under `receiver`: listeners, limits and access, spelled as the Collector spells them."""
+"""The keys under `receiver`: listeners, limits and access, spelled as the Collector spells them.
+
+The Collector's configgrpc, confighttp, configtls and configauth have them under the same names, but for
+`metadata_keys` (its `include_metadata` takes all headers or none), `auth.bearer_token_file` (it has an extension for
+that), `reflection`, `max_header_bytes`, `max_connections` and `limits`.
+"""
 
 from __future__ import annotations
 
-from joulegram_service.config_types import Endpoint, Section
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from joulegram_service.config_types import (
+    AllowedHeader,
+    CarriedHeader,
+    Count,
+    FilePath,
+    HeaderName,
+    Listen,
+    Mebibytes,
+    Origin,
+    PositiveDuration,
+    PositiveSize,
+    Seconds,
+    Section,
+    Switch,
+)
+
+_MIB = 1 << 20
 
 
-class ServerConfig(Section):
-    """A listener."""
+def _grpc_version(value: object) -> object:
+    # 1.2 without quotes is a number of YAML.
+    if str(value) != "1.2":
+        raise ValueError("'1.2', the one minimum that gRPC knows here (1.3 is spoken with every client that can)")
+    return "1.2"
 
-    endpoint: Endpoint = "127.0.0.1:4317"
+
+def _http_version(value: object) -> object:
+    if str(value) not in {"1.2", "1.3"}:
+        raise ValueError("'1.2' or '1.3'")
+    return str(value)
+
+
+class TlsConfig(Section):
+    """Certificates of a listener; PEM files, followed when they change."""
+
+    cert_file: FilePath
+    key_file: FilePath
+    client_ca_file: FilePath | None = None
+    min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(_http_version)] = "1.2"
+    reload_interval: PositiveDuration = 10 * 10**9
+
+
+class GrpcTlsConfig(TlsConfig):
+    """The same for gRPC, whose oldest TLS cannot be set."""
+
+    min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(_grpc_version)] = "1.2"
+
+
+class AuthConfig(Section):
+    """Who may send."""
+
+    bearer_token_file: FilePath
+
+
+class ServerParametersConfig(Section):
+    """When a server ends connections, and looks whether the client still lives; as grpc-go's ServerParameters.
+
+    What is None is left to gRPC: connections of any age and idleness, a ping after 2 h, 20 s for its answer.
+    """
+
+    max_connection_idle: PositiveDuration | None = None
+    max_connection_age: PositiveDuration | None = None
+    max_connection_age_grace: PositiveDuration | None = None
+    time: PositiveDuration | None = None
+    timeout: PositiveDuration | None = None
+
+
+class KeepaliveConfig(Section):
+    """Life of gRPC connections."""
+
+    server_parameters: ServerParametersConfig = ServerParametersConfig()
+
+
+class GrpcConfig(Section):
+    """The OTLP/gRPC listener."""
+
+    endpoint: Listen = "127.0.0.1:4317"
+    tls: GrpcTlsConfig | None = None
+    auth: AuthConfig | None = None
+    max_recv_msg_size_mib: Mebibytes = 64
+    max_concurrent_streams: Count = 1024
+    keepalive: KeepaliveConfig = KeepaliveConfig()
+    reflection: Switch = False
+
+
+class CorsConfig(Section):
+    """Browsers that may send; off without an origin."""
+
+    allowed_origins: tuple[Origin, ...] = ()
+    allowed_headers: tuple[AllowedHeader, ...] = ()
+    exposed_headers: tuple[HeaderName, ...] = ()
+    max_age: Seconds = 0
 
 
 class HttpConfig(Section):
-    """The OTLP/HTTP listener, which comes in a later version."""
+    """The OTLP/HTTP listener; None as endpoint switches it off."""
 
-    endpoint: Endpoint | None = None
+    endpoint: Listen | None = "127.0.0.1:4318"
+    tls: TlsConfig | None = None
+    auth: AuthConfig | None = None
+    cors: CorsConfig = CorsConfig()
+    max_request_body_size: PositiveSize = 64 * _MIB
+    max_header_bytes: PositiveSize = 16 * 1024
+    max_connections: Count = 1024
+    read_timeout: PositiveDuration = 30 * 10**9
 
 
 class ProtocolsConfig(Section):
     """The transports of the receiver."""
 
-    grpc: ServerConfig = ServerConfig()
+    grpc: GrpcConfig = GrpcConfig()
     http: HttpConfig = HttpConfig()
+
+
+class LimitsConfig(Section):
+    """What the receiver holds at most, over both transports, before it refuses."""
+
+    in_flight: PositiveSize = 256 * _MIB
+    queue: PositiveSize = 64 * _MIB
 
 
 class ReceiverConfig(Section):
     """OTLP in."""
 
     protocols: ProtocolsConfig = ProtocolsConfig()
+    limits: LimitsConfig = LimitsConfig()
+    metadata_keys: tuple[CarriedHeader, ...] = ()

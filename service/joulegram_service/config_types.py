@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -11,6 +12,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 _UNITS_NS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _SIZE = re.compile(r"(\d{1,9})(B|KiB|MiB|GiB)", re.ASCII)
+_WHOLE = re.compile(r"\d{1,18}", re.ASCII)
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]{1,128}", re.ASCII)
+_CARRIED_NAME = re.compile(r"[a-z0-9._-]+", re.ASCII)
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#,]+", re.ASCII | re.IGNORECASE)
+_SOCKET_PATH = re.compile(r"/[^/\0](?:[^\0]*[^/\0])?")
+_MAX_UNIX_BYTES = 107
+_SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie"})
 _ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})", re.ASCII)
 
 
@@ -26,6 +34,81 @@ def _endpoint(value: object) -> object:
     if match is None or int(match[2]) > 65_535:
         raise ValueError("host:port, as 127.0.0.1:4317 (port 0 takes a free one)")
     return value
+
+
+def _listen(value: object) -> object:
+    if isinstance(value, str) and value.startswith("unix:"):
+        path = value.removeprefix("unix:")
+        path = path[2:] if path.startswith("///") else path
+        if _SOCKET_PATH.fullmatch(path) is None or len(path.encode()) > _MAX_UNIX_BYTES:
+            raise ValueError(
+                f"unix: and an absolute path of {_MAX_UNIX_BYTES} bytes at most, as unix:/run/joulegram/otlp.sock"
+            )
+        return value
+    try:
+        return _endpoint(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or unix:/path") from None
+
+
+def _integer(low: int, high: int) -> BeforeValidator:
+    """A whole number, as text too, because a variable of the environment is one; never `yes`, which YAML makes True."""
+
+    def check(value: object) -> object:
+        text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+        if _WHOLE.fullmatch(text) is None or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return BeforeValidator(check)
+
+
+def _switch(value: object) -> object:
+    known = {"true": True, "false": False}
+    found = value if isinstance(value, bool) else known.get(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("true or false")
+    return found
+
+
+def _positive(value: object) -> object:
+    found = _duration_ns(value)
+    if found == 0:
+        raise ValueError("a duration above 0")
+    return found
+
+
+def _path(value: object) -> object:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("a path of a file")
+    return value
+
+
+def _origin(value: object) -> object:
+    if not isinstance(value, str) or _ORIGIN.fullmatch(value) is None:
+        raise ValueError("an origin, as https://app.example.com, https://*.example.com or *")
+    return value
+
+
+def _header(value: object) -> object:
+    if not isinstance(value, str) or _HEADER_NAME.fullmatch(value) is None:
+        raise ValueError("the name of a header, as x-tenant")
+    return value
+
+
+def _any_header(value: object) -> object:
+    return value if value == "*" else _header(value)
+
+
+def _carried_header(value: object) -> object:
+    name = str(_header(value)).lower()
+    if _CARRIED_NAME.fullmatch(name) is None:
+        raise ValueError("the name of a header of letters, digits, '-', '_' and '.', as gRPC takes them")
+    if name in _SECRET_HEADERS:
+        raise ValueError("a header that is no credential: what is carried is written to disk")
+    if name.endswith("-bin") or name.startswith("grpc-"):
+        raise ValueError("a header of text, which -bin is not, and not one of gRPC's own")
+    return name
 
 
 def _upstream(value: object) -> object:
@@ -53,9 +136,28 @@ def _size(value: object) -> object:
     return int(match[1]) << {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30}[match[2]]
 
 
+def _positive_size(value: object) -> object:
+    found = _size(value)
+    if found == 0:
+        raise ValueError("a size above 0")
+    return found
+
+
 Duration = Annotated[int, BeforeValidator(_duration_ns)]
 Endpoint = Annotated[str, BeforeValidator(_endpoint)]
+Listen = Annotated[str, BeforeValidator(_listen)]
+PositiveDuration = Annotated[int, BeforeValidator(_positive)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
+FilePath = Annotated[Path, BeforeValidator(_path)]
+Origin = Annotated[str, BeforeValidator(_origin)]
+HeaderName = Annotated[str, BeforeValidator(_header)]
+AllowedHeader = Annotated[str, BeforeValidator(_any_header)]
+CarriedHeader = Annotated[str, BeforeValidator(_carried_header)]
+Count = Annotated[int, _integer(1, 1_000_000)]
+Mebibytes = Annotated[int, _integer(1, 1024)]
+Seconds = Annotated[int, _integer(0, 86_400)]
 Size = Annotated[int, BeforeValidator(_size)]
+PositiveSize = Annotated[int, BeforeValidator(_positive_size)]
 Factor = Annotated[str, BeforeValidator(_factor)]
 Upstream = Annotated[str | None, BeforeValidator(_upstream)]
 

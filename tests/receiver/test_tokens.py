@@ -1,0 +1,531 @@
+"""Bearer tokens over both transports: who is let in, what the others are told, and what is never said."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import http.client
+import json
+import logging
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+import uvicorn
+from google.rpc import status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from joulegram_pipeline.errors import ConfigError
+from joulegram_pipeline.metrics import Metrics
+from joulegram_receiver.cors import CorsRules, cors_app
+from joulegram_receiver.grpc_extras import HEALTH_SERVICE, Health, add_reflection
+from joulegram_receiver.listener import parse_endpoint, set_unix_mode
+from joulegram_receiver.tls import Certificates, TlsFiles
+from joulegram_receiver.tokens import BearerInterceptor, TokenFile, bearer_app
+from simulators.certificates import Authority
+from simulators.otlp_server import SERVICES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+KEY = "receiver.protocols.http.auth.bearer_token_file"
+FIRST, SECOND = "first-5f3a9c~token", "second+token/=="
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    file = path / "tokens"
+    new = path / "tokens.new"
+    new.write_bytes(text.encode() if isinstance(text, str) else text)
+    new.chmod(0o600)
+    return new.replace(file)
+
+
+def tokens(path: Path, text: str | bytes = f"{FIRST}\n{SECOND}\n", **options: Any) -> TokenFile:
+    return TokenFile(write(path, text), KEY, **{"reload_interval_s": 0.0} | options)
+
+
+def bearer(token: str) -> str:
+    return f"Bearer {token}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{FIRST}\n{SECOND}\n",
+        f"# team a\n{FIRST}\n\n# team b\n  {SECOND}  ",
+        f"{FIRST}\r\n{SECOND}\r\n",
+        f"{SECOND}\n{FIRST}\n{FIRST}",
+    ],
+    ids=["one a line", "comments and blanks", "lines of Windows", "twice"],
+)
+def test_each_token_of_the_file_lets_in(tmp_path: Path, text: str) -> None:
+    """Any of them, in any order, whatever else the file holds."""
+    known = tokens(tmp_path, text)
+    assert [known.refusal([bearer(token)]) for token in (FIRST, SECOND)] == [None, None]
+
+
+HEADERS_THAT_DO: dict[str, str | bytes] = {
+    "as the standard writes it": f"Bearer {FIRST}",
+    "another case of the scheme": f"bEARER {FIRST}",
+    "several spaces": f"Bearer   {FIRST} ",
+    "bytes": f"Bearer {FIRST}".encode(),
+}
+
+
+@pytest.mark.parametrize("value", HEADERS_THAT_DO.values(), ids=HEADERS_THAT_DO)
+def test_a_header_that_lets_in(tmp_path: Path, value: str | bytes) -> None:
+    """RFC 6750 with what RFC 9110 allows around it."""
+    assert tokens(tmp_path).refusal([value]) is None
+
+
+HEADERS_THAT_DO_NOT: dict[str, tuple[list[str | bytes], str]] = {
+    "none": ([], "got no authorization header, expected 'authorization: Bearer <token>'"),
+    "an empty one": ([""], "of another form"),
+    "a token without its scheme": ([FIRST], "of another form"),
+    "another scheme": ([f"Basic {FIRST}"], "of another form"),
+    "a scheme without a token": (["Bearer "], "of another form"),
+    "two tokens": ([f"Bearer {FIRST} {SECOND}"], "of another form"),
+    "two headers": ([bearer(FIRST), bearer(SECOND)], "of another form"),
+    "a token that is not known": ([bearer("third")], "that is not known here"),
+    "the beginning of one": ([bearer(FIRST[:-1])], "that is not known here"),
+    "one with more at its end": ([bearer(FIRST + "x")], "that is not known here"),
+    "another case": ([bearer(FIRST.upper())], "that is not known here"),
+    "a line feed": ([f"Bearer {FIRST}\n"], "of another form"),
+    "not ASCII": (["Bearer prüfung"], "of another form"),
+    "bytes that are no text": ([b"Bearer \xff\xfe"], "of another form"),
+    "a comment of the file": ([bearer("#")], "of another form"),
+}
+
+
+@pytest.mark.parametrize(("values", "expected"), HEADERS_THAT_DO_NOT.values(), ids=HEADERS_THAT_DO_NOT)
+def test_a_header_that_does_not(tmp_path: Path, values: list[str | bytes], expected: str) -> None:
+    """The answer says what was expected and repeats nothing that was sent."""
+    refusal = tokens(tmp_path, f"# comment\n{FIRST}\n{SECOND}\n").refusal(values)
+    assert refusal is not None
+    assert expected in refusal
+    assert FIRST not in refusal
+    assert SECOND not in refusal
+
+
+B64TOKEN = st.from_regex(r"\A[A-Za-z0-9\-._~+/]{1,40}={0,2}\Z")
+
+
+@given(known=st.sets(B64TOKEN, min_size=1, max_size=5), asked=B64TOKEN)
+def test_a_token_lets_in_if_and_only_if_it_is_in_the_file(
+    tmp_path_factory: pytest.TempPathFactory, known: set[str], asked: str
+) -> None:
+    """The law, for any tokens."""
+    found = tokens(tmp_path_factory.mktemp("t"), "\n".join(known))
+    assert (found.refusal([bearer(asked)]) is None) == (asked in known)
+    assert all(found.refusal([bearer(each)]) is None for each in known)
+
+
+def test_every_known_token_is_compared_whatever_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time tells neither where a token differs nor which one it is: digests, all of them, by compare_digest."""
+    compared: list[tuple[int, int]] = []
+    real = hmac.compare_digest
+
+    def count(a: bytes, b: bytes) -> bool:
+        compared.append((len(a), len(b)))
+        return real(a, b)
+
+    known = tokens(tmp_path, f"{FIRST}\n{SECOND}\nthird\n")
+    monkeypatch.setattr(hmac, "compare_digest", count)
+    for asked in (FIRST, "third", "unknown", "x" * 4000):
+        compared.clear()
+        known.refusal([bearer(asked)])
+        assert compared == [(32, 32)] * 3
+
+
+BAD_FILES: dict[str, tuple[str | bytes, str, str]] = {
+    "an empty file": ("", KEY, "one bearer token at least"),
+    "comments alone": ("# nobody\n\n", KEY, "one bearer token at least"),
+    "a token with a space": (f"{FIRST}\nhunter2 swordfish\n", f"{KEY}, line 2", "one bearer token: letters, digits"),
+    "a token in quotes": ("'hunter2'\n", f"{KEY}, line 1", "one bearer token"),
+    "a token with its header": ("Bearer: hunter2\n", f"{KEY}, line 1", "one bearer token"),
+    "no text": (b"\x00\xffhunter2\n", f"{KEY}, line 1", "one bearer token"),
+}
+
+
+@pytest.mark.parametrize(("text", "key", "expected"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_bad_file_at_the_start_is_a_config_error(tmp_path: Path, text: str | bytes, key: str, expected: str) -> None:
+    """Key, path and line are quoted; the line is not."""
+    with pytest.raises(ConfigError) as error:
+        tokens(tmp_path, text)
+    assert error.value.key == key
+    assert expected in error.value.expected
+    assert str(tmp_path / "tokens") in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{KEY}: got '{tmp_path}/none', expected a readable file of bearer tokens"):
+        TokenFile(tmp_path / "none", KEY)
+
+
+def test_tokens_are_rotated_without_a_restart(tmp_path: Path) -> None:
+    """The new one lets in and the old one no longer, from the next request on."""
+    known = tokens(tmp_path, FIRST)
+    assert known.refusal([bearer(SECOND)])
+    write(tmp_path, f"{FIRST}\n{SECOND}")
+    assert (known.refusal([bearer(FIRST)]), known.refusal([bearer(SECOND)])) == (None, None)
+    write(tmp_path, SECOND)
+    assert known.refusal([bearer(FIRST)])
+    assert known.refusal([bearer(SECOND)]) is None
+
+
+def test_a_broken_new_file_keeps_the_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Empty, broken, gone: each is logged and counted once, without what it holds; nobody is locked out."""
+    failures: list[None] = []
+    known = tokens(tmp_path, FIRST, on_failure=lambda: failures.append(None))
+    for count, text in enumerate(["", "hunter2 x", None], 1):
+        if text is None:
+            (tmp_path / "tokens").unlink()
+        else:
+            write(tmp_path, text)
+        for _ in range(3):
+            assert known.refusal([bearer(FIRST)]) is None
+        assert len(failures) == count
+    assert len([record for record in caplog.records if "stays in use" in record.message]) == 3
+    assert "hunter2" not in caplog.text
+    assert FIRST not in caplog.text
+
+
+def test_a_file_that_all_can_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At the start, with its mode; a stricter one is not."""
+    tokens(tmp_path)
+    assert caplog.text == ""
+    (tmp_path / "tokens").chmod(0o644)
+    TokenFile(tmp_path / "tokens", KEY)
+    assert f"{KEY}: got '{tmp_path}/tokens' of mode 0644, which every user can read" in caplog.text
+
+
+def test_no_token_stays_in_memory_to_be_printed(tmp_path: Path) -> None:
+    """Digests alone."""
+    known = tokens(tmp_path)
+    assert FIRST.encode() not in b"".join(known._followed.current())
+    assert FIRST not in repr(known) + repr(vars(known)) + repr(vars(known._followed))
+
+
+# -- gRPC ----------------------------------------------------------------------------------------------------------
+
+
+class GrpcClient:
+    """A server behind the interceptor, what it was handed, and a channel to it."""
+
+    def __init__(self, channel: grpc.aio.Channel, metrics: Metrics, health: Health) -> None:
+        self.channel = channel
+        self.metrics = metrics
+        self.health = health
+        self.handed: list[int] = []
+
+    async def export(self, request: bytes = b"hello", *metadata: tuple[str, str], signal: str = "traces") -> bytes:
+        call = self.channel.unary_unary(f"/{SERVICES[signal]}/Export", None, None)
+        response: bytes = await call(request, metadata=metadata, timeout=8)
+        return response
+
+    def refused(self, signal: str) -> float | None:
+        labels = {"signal": signal, "reason": "unauthenticated"}
+        return self.metrics.registry.get_sample_value("joulegram_receiver_refused_requests_total", labels)
+
+
+@asynccontextmanager
+async def grpc_server(known: TokenFile) -> AsyncIterator[GrpcClient]:
+    metrics, health = Metrics(), Health()
+    server = grpc.aio.server(
+        interceptors=[BearerInterceptor(known, metrics)], options=[("grpc.max_receive_message_length", 64 << 20)]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    client = GrpcClient(channel, metrics, health)
+
+    async def export(request: bytes, context: Any) -> bytes:
+        client.handed.append(len(request))
+        return request
+
+    for service in SERVICES.values():
+        handlers = {"Export": grpc.unary_unary_rpc_method_handler(export)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    health.add_to(server)
+    add_reflection(server)
+    await server.start()
+    try:
+        yield client
+    finally:
+        await channel.close(None)
+        health.close()
+        await server.stop(5)
+
+
+def authorization(token: str) -> tuple[str, str]:
+    return ("authorization", bearer(token))
+
+
+@pytest.mark.parametrize("signal", SERVICES)
+def test_grpc_refuses_who_has_no_token(tmp_path: Path, signal: str) -> None:
+    """UNAUTHENTICATED, counted by signal, the handler never called; with a token the same call is answered."""
+
+    async def main() -> None:
+        async with grpc_server(tokens(tmp_path)) as client:
+            for metadata in ((), (authorization("third"),), (("authorization", FIRST),), (authorization(FIRST),) * 2):
+                with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                    await client.export(b"hello", *metadata, signal=signal)
+                assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+                assert "expected" in (refusal.value.details() or "")
+            assert client.handed == []
+            assert client.refused(signal) == 4
+            assert await client.export(b"hello", authorization(SECOND), signal=signal) == b"hello"
+            assert client.refused(signal) == 4
+
+    asyncio.run(main())
+
+
+def test_grpc_refuses_before_a_large_body_is_read(tmp_path: Path) -> None:
+    """A client that sends 32 MiB without a token is answered, and not with what its size would give."""
+
+    async def main() -> None:
+        async with grpc_server(tokens(tmp_path)) as client:
+            large = bytes(32 << 20)
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await client.export(large)
+            assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert client.handed == []
+            assert len(await client.export(b"x" * 100, authorization(FIRST))) == 100
+
+    asyncio.run(main())
+
+
+def test_grpc_tells_a_stranger_nothing_of_its_methods(tmp_path: Path) -> None:
+    """An unknown method is UNAUTHENTICATED too, and reflection needs a token like data does."""
+
+    async def main() -> None:
+        async with grpc_server(tokens(tmp_path)) as client:
+            for method in ("/no.Service/Method", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"):
+                with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                    await client.channel.unary_unary(method, None, None)(b"", timeout=8)
+                assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            call = client.channel.unary_unary("/no.Service/Method", None, None)
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await call(b"", timeout=8, metadata=(authorization(FIRST),))
+            assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    asyncio.run(main())
+
+
+def test_grpc_health_needs_no_token(tmp_path: Path) -> None:
+    """The kubelet's probe has none to send."""
+
+    async def main() -> None:
+        async with grpc_server(tokens(tmp_path)) as client:
+            client.health.set_serving(True)
+            call = client.channel.unary_unary(f"/{HEALTH_SERVICE}/Check", None, None)
+            assert await call(b"", timeout=8) == b"\x08\x01"
+
+    asyncio.run(main())
+
+
+def test_grpc_follows_a_rotation(tmp_path: Path) -> None:
+    """On one open channel: the old token's calls end, the new one's begin."""
+
+    async def main() -> None:
+        async with grpc_server(tokens(tmp_path, FIRST)) as client:
+            assert await client.export(b"a", authorization(FIRST)) == b"a"
+            write(tmp_path, SECOND)
+            with pytest.raises(grpc.aio.AioRpcError, match="not known here"):
+                await client.export(b"a", authorization(FIRST))
+            assert await client.export(b"a", authorization(SECOND)) == b"a"
+
+    asyncio.run(main())
+
+
+def test_grpc_over_tls_on_a_unix_socket(tmp_path: Path) -> None:
+    """The three kinds of access together: a token, in TLS, through a socket file of mode 0660."""
+    authority = Authority()
+    cert, key = authority.issue().write(tmp_path)
+
+    async def main() -> None:
+        address = parse_endpoint(f"unix://{tmp_path}/otlp.sock", "k")
+        certificates = Certificates(TlsFiles(cert, key), "receiver.protocols.grpc.tls")
+        server = grpc.aio.server(interceptors=[BearerInterceptor(tokens(tmp_path), Metrics())])
+
+        async def export(request: bytes, context: Any) -> bytes:
+            return request
+
+        handlers = {"Export": grpc.unary_unary_rpc_method_handler(export)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICES["logs"], handlers),))
+        assert server.add_secure_port(address.grpc_target, certificates.grpc_credentials())
+        set_unix_mode(address)
+        await server.start()
+        socket_file = tmp_path / "otlp.sock"
+        assert socket_file.stat().st_mode & 0o777 == 0o660
+        options = [("grpc.default_authority", "localhost")]
+        credentials = grpc.ssl_channel_credentials(authority.pem)
+        async with grpc.aio.secure_channel(f"unix:{socket_file}", credentials, options) as channel:
+            call = channel.unary_unary(f"/{SERVICES['logs']}/Export", None, None)
+            assert await call(b"x", metadata=(authorization(FIRST),), timeout=8) == b"x"
+            with pytest.raises(grpc.aio.AioRpcError, match="no authorization header"):
+                await call(b"x", timeout=8)
+        await server.stop(1)
+        assert not socket_file.exists()
+
+    asyncio.run(main())
+
+
+# -- HTTP ----------------------------------------------------------------------------------------------------------
+
+
+class _Server(uvicorn.Server):
+    """Says when it is up, and leaves signals alone."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+
+@asynccontextmanager
+async def http_server(app: Any) -> AsyncIterator[int]:
+    config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, http="httptools", timeout_graceful_shutdown=1)
+    server = _Server(config)
+    task = asyncio.create_task(server.serve())
+    await server.up.wait()
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def echo_app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    body = b""
+    while True:
+        message = await receive()
+        body += message["body"]
+        if not message.get("more_body"):
+            break
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def request(
+    port: int, path: str = "/v1/traces", method: str = "POST", body: bytes = b"hello", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    def ask() -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=8)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            response = connection.getresponse()
+            return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    return await asyncio.to_thread(ask)
+
+
+ENCODINGS = {
+    "protobuf": ("application/x-protobuf", "application/x-protobuf"),
+    "JSON": ("application/json", "application/json"),
+    "JSON with a parameter": ("Application/JSON; charset=utf-8", "application/json"),
+    "text": ("text/plain", "application/x-protobuf"),
+    "nothing": ("", "application/x-protobuf"),
+}
+
+
+@pytest.mark.parametrize(("sent", "answered"), ENCODINGS.values(), ids=ENCODINGS)
+def test_http_refuses_with_a_status_in_the_encoding_of_the_request(tmp_path: Path, sent: str, answered: str) -> None:
+    """H5: 401, a challenge (RFC 6750 section 3), and a google.rpc.Status that a client of OTLP can read."""
+    metrics = Metrics()
+
+    async def main() -> None:
+        async with http_server(bearer_app(echo_app, tokens(tmp_path), metrics)) as port:
+            status, headers, body = await request(port, content_type=sent)
+            assert (status, headers["content-type"]) == (401, answered)
+            assert headers["www-authenticate"] == 'Bearer realm="joulegram"'
+            if answered == "application/json":
+                found = json.loads(body)
+            else:
+                message = status_pb2.Status.FromString(body)
+                found = {"code": message.code, "message": message.message}
+            assert found == {
+                "code": 16,
+                "message": "got no authorization header, expected 'authorization: Bearer <token>'",
+            }
+            status, headers, _ = await request(port, content_type=sent, authorization=bearer("third"))
+            assert status == 401
+            assert headers["www-authenticate"] == 'Bearer realm="joulegram", error="invalid_token"'
+            status, _, body = await request(port, content_type=sent, authorization=bearer(SECOND))
+            assert (status, body) == (200, b"hello")
+
+    asyncio.run(main())
+    labels = {"signal": "traces", "reason": "unauthenticated"}
+    assert metrics.registry.get_sample_value("joulegram_receiver_refused_requests_total", labels) == 2
+
+
+def test_http_refuses_every_path_and_follows_a_rotation(tmp_path: Path) -> None:
+    """Unknown paths and methods too; one open server, two files."""
+
+    async def main() -> None:
+        async with http_server(bearer_app(echo_app, tokens(tmp_path, FIRST), Metrics())) as port:
+            for path, method in (("/", "GET"), ("/v1/none", "POST"), ("/v1/logs", "DELETE")):
+                assert (await request(port, path, method))[0] == 401
+            assert (await request(port, authorization=bearer(FIRST)))[0] == 200
+            write(tmp_path, SECOND)
+            assert (await request(port, authorization=bearer(FIRST)))[0] == 401
+            assert (await request(port, authorization=bearer(SECOND)))[0] == 200
+
+    asyncio.run(main())
+
+
+def test_a_browsers_preflight_needs_no_token_and_its_request_does(tmp_path: Path) -> None:
+    """CORS goes around the tokens: a preflight carries none, and the 401 can be read by the allowed origin."""
+    rules = CorsRules(("https://*.example.com",), ("Authorization",))
+
+    async def main() -> None:
+        app = cors_app(bearer_app(echo_app, tokens(tmp_path), Metrics()), rules)
+        async with http_server(app) as port:
+            origin = "https://app.example.com"
+            status, headers, _ = await request(
+                port,
+                method="OPTIONS",
+                body=b"",
+                origin=origin,
+                access_control_request_method="POST",
+                access_control_request_headers="authorization,content-type",
+            )
+            assert (status, headers["access-control-allow-origin"]) == (204, origin)
+            assert headers["access-control-allow-headers"] == "authorization, content-type"
+            status, headers, _ = await request(port, origin=origin)
+            assert (status, headers["access-control-allow-origin"]) == (401, origin)
+            status, headers, body = await request(port, origin=origin, authorization=bearer(FIRST))
+            assert (status, body, headers["access-control-allow-origin"]) == (200, b"hello", origin)
+
+    asyncio.run(main())
+
+
+def test_no_token_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At any level, over either transport, whether it lets in or not."""
+    caplog.set_level(logging.DEBUG)
+
+    async def main() -> None:
+        known = tokens(tmp_path)
+        async with http_server(bearer_app(echo_app, known, Metrics())) as port, grpc_server(known) as client:
+            for token in (FIRST, "hunter2"):
+                await request(port, authorization=bearer(token))
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await client.export(b"a", authorization(token), authorization(token))
+        write(tmp_path, SECOND)
+        known.refusal([bearer(SECOND)])
+
+    asyncio.run(main())
+    for token in (FIRST, SECOND, "hunter2"):
+        assert token not in caplog.text
