@@ -25,6 +25,15 @@ class Metrics:
         self.invalid_spans = counter(
             "receiver_invalid_spans", "Spans that break OTLP: forwarded as they came, not joined.", "reason"
         )
+        self.plaintext_listeners = gauge(
+            "receiver_plaintext_listeners", "OTLP listeners without TLS that others than this machine can reach."
+        )
+        self.certificate_days_left = gauge(
+            "receiver_certificate_days_left", "Days until the certificate of a listener expires.", "protocol"
+        )
+        self.reload_failures = counter(
+            "receiver_reload_failures", "Changed certificate and token files that could not be used.", "file"
+        )
         self.spool_bytes = gauge("spool_bytes", "Bytes of the spool on disk.")
         self.spool_healed_bytes = counter("spool_healed_bytes", "Bytes of torn records cut from the spool's end.")
         self.spool_sync_seconds = Histogram(

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict
 
 if TYPE_CHECKING:
-    from joulegram_pipeline.span_rows import ScopeRows
+    from joulegram_pipeline.span_rows import Extract
 
 
 class RecordKind(IntEnum):
@@ -35,7 +35,7 @@ class LogRecord:
         kind: what `payload` is: a raw OTLP request, a `TickBatch`, or JSON of a control record.
         received_ns: wall clock at receipt; the only clock the processor knows.
         payload: the bytes as they came.
-        parsed: what the receiver read from them already (`span_rows.scope_rows`), where it is still in memory.
+        parsed: what was read of a trace request at receipt, where it is still in memory.
         metadata: headers of the request that travel with it.
     """
 
@@ -44,7 +44,7 @@ class LogRecord:
     kind: RecordKind
     received_ns: int
     payload: bytes
-    parsed: list[ScopeRows] | None = field(default=None, compare=False)
+    parsed: Extract | None = field(default=None, compare=False)
     metadata: Metadata = ()
 
 
@@ -117,6 +117,19 @@ class SpanRecord(TypedDict):
     status: str
     energy: SpanEnergy
     carbon: SpanCarbon
+
+
+class GapRecord(TypedDict):
+    """A ledger line of kind ``gap``: acknowledged records that a full spool dropped, by kind; `unread` is the loss."""
+
+    kind: str
+    pos: list[int]
+    cause: str
+    first_lsn: int
+    next_lsn: int
+    records: dict[str, int]
+    unread: dict[str, int]
+    bytes: int
 
 
 LedgerLine = tuple[int, int, str, str, str]

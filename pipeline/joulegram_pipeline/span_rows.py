@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter, le
 from typing import Any, Final
 
@@ -17,9 +17,34 @@ START: Final = 4
 END: Final = 5
 STATUS: Final = 6
 
-_ZERO_TRACE, _ZERO_SPAN = bytes(16), bytes(8)
+_ZERO_TRACE, NO_SPAN = bytes(16), bytes(8)
 _trace, _span, _parent = itemgetter(TRACE), itemgetter(SPAN), itemgetter(PARENT)
 _start, _end = itemgetter(START), itemgetter(END)
+
+
+@dataclass(slots=True)
+class Extract:
+    """What the join wants of a trace request.
+
+    Args:
+        total: spans in the request.
+        rows: the spans to join, in order of appearance.
+        indices: where each stands among all spans of the request.
+        runs: the run of each.
+        pids: the process of each, 0 where none is known.
+        extras: attributes the join reads or replaces, by row; absent where a span has none.
+        links: trace id + span id of spans that are not joined to those of their parents, where any may be needed.
+        broken: spans that would be joined, did they not break OTLP.
+    """
+
+    total: int = 0
+    rows: list[Row] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+    pids: list[int] = field(default_factory=list)
+    extras: dict[int, dict[str, Any]] = field(default_factory=dict)
+    links: dict[bytes, bytes] = field(default_factory=dict)
+    broken: list[Row] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +97,13 @@ def sound(row: Row) -> bool:
         and len(row[TRACE]) == 16
         and len(row[SPAN]) == 8
         and row[TRACE] != _ZERO_TRACE
-        and row[SPAN] != _ZERO_SPAN
+        and row[SPAN] != NO_SPAN
     )
 
 
 def names_parent(row: Row) -> bool:
     """Whether the parent id is one."""
-    return len(row[PARENT]) == 8 and row[PARENT] != _ZERO_SPAN
+    return len(row[PARENT]) == 8 and row[PARENT] != NO_SPAN
 
 
 def all_regular(rows: list[Row]) -> bool:
@@ -88,9 +113,9 @@ def all_regular(rows: list[Row]) -> bool:
         all(map(le, map(_start, rows), map(_end, rows)))
         and 0 not in map(_start, rows)
         and set(map(len, parents)) <= {0, 8}
-        and _ZERO_SPAN not in parents
+        and NO_SPAN not in parents
         and set(map(len, traces)) <= {16}
         and set(map(len, spans)) <= {8}
         and _ZERO_TRACE not in traces
-        and _ZERO_SPAN not in spans
+        and NO_SPAN not in spans
     )

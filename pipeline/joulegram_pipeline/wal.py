@@ -2,64 +2,52 @@
 
 Invariants:
     * an lsn counts the bytes of records, not those of segment headers, so the lsn behind a record is that of
-      the next, in whichever segment it stands; it grows and is never reused;
+      the next, in whichever segment it stands; it grows and is never reused, not even for bytes that were torn;
     * only the last segment is written; an older one is synced and cut to its length before the next is made;
     * nothing above `durable_lsn` is read, and `durable_lsn` moves only after a sync that worked;
     * a sync that failed is never tried again: the kernel may have dropped the pages, so the log takes nothing
       more;
+    * what is damaged is left out, counted and kept in ``quarantine/``; all whole records around it are read;
     * one thread appends and syncs; any thread may read and release.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from bisect import bisect_right
 from itertools import pairwise
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from joulegram_pipeline.errors import StorageError
-from joulegram_pipeline.files import replace_file, safe_mkdir, sync_directory
+from joulegram_pipeline.files import safe_mkdir
+from joulegram_pipeline.wal_heal import Quarantine, heal, last_whole
+from joulegram_pipeline.wal_scan import damaged_at, identify
 from joulegram_pipeline.wal_segment import (
     RECORD_HEADER_BYTES,
-    SEGMENT_HEADER_BYTES,
+    V1_MARK,
     Segment,
-    after_damaged,
-    check_segment_header,
     encode_metadata,
     list_segments,
+    opened,
     read_whole,
     record_header,
-    scan,
-    segment_at,
-    segment_header,
 )
+from joulegram_pipeline.wal_writer import SegmentWriter, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from joulegram_pipeline.records import LogRecord, Metadata, RecordKind
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 
-# A sync that need not change the file's length costs about a quarter of the processor time of one that must.
-_PREALLOCATE_BYTES = 4 * 1024 * 1024
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
-
 Payload = bytes | tuple[bytes, ...] | list[bytes]
 """The bytes of a record, whole or in pieces that are written one behind the other."""
 
-
 Entry = tuple["RecordKind", int, Payload] | tuple["RecordKind", int, Payload, "Metadata"]
 """Kind, received_ns, payload and, where there is any, metadata of a record to append."""
-
-
-class Write(Protocol):
-    """`os.pwritev`, or what a test puts in its place."""
-
-    def __call__(self, fd: int, buffers: Sequence[bytes], offset: int, /) -> int: ...
 
 
 class WriteAheadLog:
@@ -68,7 +56,7 @@ class WriteAheadLog:
     Args:
         directory: made if absent.
         segment_bytes: a batch that would take a segment past this begins the next one.
-        sync: makes a file's contents durable; `os.fdatasync` but in tests.
+        sync: makes a file's contents durable; `os.fdatasync` but in tests and where nothing is promised.
         write: writes buffers at an offset; `os.pwritev` but in tests.
     """
 
@@ -81,7 +69,11 @@ class WriteAheadLog:
         write: Write = os.pwritev,
     ) -> None:
         self.healed_bytes = 0
+        """Cut from the end at `open`: what a crash left torn there."""
+        self.missing_bytes = 0
+        """Of positions below the end that no file had at `open`."""
         self.damaged_records = 0
+        """Left out in reading so far, as far as they could be told apart."""
         self.last_lsn: int | None = None
         self._directory = directory
         self._segment_bytes = segment_bytes
@@ -89,11 +81,11 @@ class WriteAheadLog:
         self._write = write
         self._lock = Lock()
         self._segments: tuple[Segment, ...] = ()
-        self._fd = -1
+        self._writer: SegmentWriter | None = None
+        self._quarantine = Quarantine(directory)
+        self._is_open = False
         self._end = 0
         self._durable = 0
-        self._allocated = 0
-        self._poison: str | None = None
 
     @property
     def start_lsn(self) -> int:
@@ -110,48 +102,60 @@ class WriteAheadLog:
         """What lies below is on disk."""
         return self._durable
 
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The files of the log, oldest first."""
+        return self._segments
+
+    @property
+    def poison(self) -> str | None:
+        """Why nothing more is taken until the log is opened anew; None while it is."""
+        return None if self._writer is None else self._writer.poison
+
     def open(self) -> None:
         """Find the end of the log and cut what a crash left torn behind it.
 
         Only the last segment is walked; of older ones the length is checked now, the records when read.
-        Torn bytes are counted in `healed_bytes` and kept in ``quarantine/``; `last_lsn` is then that of the
-        last whole record, None in an empty log.
+        Torn bytes are counted in `healed_bytes` and kept in ``quarantine/``; the log goes on behind them, in a new
+        segment, so that no position is used twice. `last_lsn` is that of the last whole record, None in an empty log.
 
         Raises:
-            StorageError: the directory cannot be used, or an older segment is missing or too short.
+            StorageError: the directory cannot be used, or a later joulegram wrote it.
         """
         safe_mkdir(self._directory)
         try:
-            segments = list_segments(self._directory)
-            for older, newer in pairwise(segments):
-                size, expected = older.path.stat().st_size, older.offset(newer.base)
-                if size != expected:
-                    raise StorageError(
-                        f"log segment {str(older.path)!r} has {size} bytes, expected {expected}: "
-                        f"{newer.path.name!r} follows it"
-                    )
-            self._segments = segments
-            if not segments:
-                self._begin_segment(0)
-                self._end = self._durable = 0
-                return
-            self._heal_last()
-            if self.last_lsn is None and len(segments) > 1:
-                with _opened(segments[-2]) as fd:
-                    self.last_lsn = scan(fd, segments[-2], segments[-2].path.stat().st_size)[1]
+            found = []
+            for segment in list_segments(self._directory):
+                with opened(segment) as fd:
+                    found.append(identify(fd, segment))
+            self._segments = tuple(found)
+            if not found:
+                self._begin_segment()
+            else:
+                self._heal_last()
+            self._count_missing()
         except OSError as error:
             raise StorageError(f"cannot open the log in {str(self._directory)!r}: {error}") from error
+        self._is_open = True
 
     def close(self) -> None:
-        """Sync, cut the preallocated rest and let the file go; a poisoned log is left as it is."""
-        if self._fd < 0:
+        """Sync, cut the preallocated rest and let the file go; a poisoned log is left as it is.
+
+        Raises:
+            StorageError: the sync failed.
+        """
+        self._is_open = False
+        writer, self._writer = self._writer, None
+        if writer is None:
             return
         try:
-            if self._poison is None:
-                self._seal()
+            if writer.poison is None:
+                writer.seal(self._end)
+                self._durable = self._end
+        except OSError as error:
+            raise StorageError(f"cannot close the log in {str(self._directory)!r}: {error}") from error
         finally:
-            os.close(self._fd)
-            self._fd = -1
+            writer.close()
 
     def append(self, batch: Iterable[Entry]) -> list[int]:
         """Write records behind the last one, in one call to the kernel; they are durable after `sync`.
@@ -163,40 +167,32 @@ class WriteAheadLog:
             Their lsns, in order.
 
         Raises:
-            StorageError: the disk refused; nothing of the batch is in the log then.
+            StorageError: the disk refused, or metadata is too large; nothing of the batch is in the log then.
         """
         self._check_usable()
-        buffers: list[bytes] = []
+        parts: list[tuple[RecordKind, int, Sequence[bytes], int]] = []
         lsns = []
-        size = 0
+        lsn = begin = self._end
         for kind, received_ns, payload, *metadata in batch:
             chunks: Sequence[bytes] = (payload,) if isinstance(payload, bytes) else payload
-            lsns.append(size)
+            head = b""
             if metadata and metadata[0]:
                 head = encode_metadata(metadata[0])
                 chunks = (head, *chunks)
-                buffers.append(record_header(kind, received_ns, chunks, len(head)))
-            else:
-                buffers.append(record_header(kind, received_ns, chunks))
-            buffers.extend(chunks)
-            size += RECORD_HEADER_BYTES + sum(map(len, chunks))
-        if not buffers:
+            parts.append((kind, received_ns, chunks, len(head)))
+            lsns.append(lsn)
+            lsn += RECORD_HEADER_BYTES + sum(map(len, chunks))
+        if not parts:
             return []
-        used = self._end - self._segments[-1].base
-        if used and used + size > self._segment_bytes:
-            self._roll()
-        begin = self._end
-        offset = self._segments[-1].offset(begin)
-        try:
-            self._preallocate(offset + size)
-            self._write_all(buffers, offset)
-        except OSError as error:
-            self._take_back(offset)
-            raise StorageError(
-                f"cannot append {size} bytes to {str(self._segments[-1].path)!r}: {error.strerror or error}"
-            ) from error
-        self._end = begin + size
-        return [begin + lsn for lsn in lsns]
+        writer = self._writer_for(lsn - begin)
+        mark = writer.segment.mark or V1_MARK
+        buffers: list[bytes] = []
+        for at, (kind, received_ns, chunks, head_bytes) in zip(lsns, parts, strict=True):
+            buffers.append(record_header(kind, received_ns, chunks, head_bytes, lsn=at, mark=mark))
+            buffers.extend(chunks)
+        writer.write(buffers, lsn - begin, begin)
+        self._end = lsn
+        return lsns
 
     def sync(self) -> None:
         """Make everything appended so far durable.
@@ -205,32 +201,55 @@ class WriteAheadLog:
             StorageError: it failed; the log takes nothing more until it is opened anew.
         """
         self._check_usable()
+        if self._writer is not None:
+            self._writer.sync()
+            self._durable = self._end
+
+    def skip_to(self, lsn: int) -> None:
+        """Give up the positions between the end and `lsn`: a reader that is already there gets nothing twice.
+
+        For a log that lost its end to damage. Does nothing if the log reaches so far.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._check_usable()
+        if lsn <= self._end:
+            return
         try:
-            self._sync(self._fd)
+            self._end_segment()
+            self._end = lsn
+            self._begin_segment(after_hole=True)
         except OSError as error:
-            self._poison = f"sync of {self._segments[-1].path.name} failed: {error.strerror or error}"
-            raise StorageError(f"log {str(self._directory)!r}: {self._poison}; it takes nothing more") from error
-        self._durable = self._end
+            raise StorageError(f"cannot begin a log segment in {str(self._directory)!r}: {error}") from error
+        self._durable = lsn
 
     def read(self, lsn: int, max_bytes: int) -> list[LogRecord]:
         """Durable records from `lsn`, of one segment, about `max_bytes` of them; empty at the durable end.
 
-        A damaged record whose length can be believed is left out, counted in `damaged_records` and kept in
-        ``quarantine/``; the record before it still names it in `next_lsn`.
+        Damage is left out up to the next whole record, counted in `damaged_records` and kept in ``quarantine/``; the
+        record before it still names it in `next_lsn`.
 
         Raises:
-            StorageError: `lsn` was released, or the bytes there are damaged beyond finding the next record.
+            StorageError: `lsn` was released (`start_lsn` says from where there is something), or the disk failed.
         """
         while lsn < self._durable:
-            segment, end, sealed = self._locate(lsn)
+            segment, end, after_hole = self._locate(lsn)
             try:
-                with _opened(segment) as fd:
+                with opened(segment) as fd:
                     records = read_whole(fd, segment, lsn, end, max_bytes)
                     if records:
                         return records
-                    lsn = self._skip_damaged(fd, segment, lsn, end, sealed=sealed)
+                    self._check_held(lsn)
+                    if not (after_hole and segment.offset(lsn) >= os.fstat(fd).st_size):
+                        damaged = damaged_at(fd, segment, lsn, end)
+                        if self._quarantine.damaged(fd, damaged):
+                            self.damaged_records += damaged.records
+                        end = damaged.next_lsn
             except OSError as error:
+                self._check_held(lsn)  # released between the look at the list and the file
                 raise StorageError(f"cannot read the log at {segment.where(lsn)}: {error}") from error
+            lsn = end
         return []
 
     def read_at(self, lsn: int) -> LogRecord:
@@ -269,129 +288,82 @@ class WriteAheadLog:
             raise StorageError(f"cannot delete a log segment: {error}") from error
 
     def _check_usable(self) -> None:
-        if self._poison is not None:
-            raise StorageError(f"log {str(self._directory)!r}: {self._poison}; it takes nothing more")
-        if self._fd < 0:
+        if self._writer is not None and self._writer.poison is not None:
+            raise StorageError(
+                f"log {str(self._directory)!r}: {self._writer.poison}; it takes nothing more until the next start"
+            )
+        if not self._is_open:
             raise StorageError(f"log {str(self._directory)!r} is not open")
 
-    def _begin_segment(self, base: int) -> None:
-        segment = segment_at(self._directory, base)
-        self._fd = os.open(segment.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.pwrite(self._fd, segment_header(base), 0)
-        os.fsync(self._fd)
-        sync_directory(self._directory)
-        self._allocated = SEGMENT_HEADER_BYTES
-        with self._lock:
-            self._segments = (*self._segments, segment)
+    def _writer_for(self, size: int) -> SegmentWriter:
+        """The writer of the segment that takes `size` bytes more; a new segment where the last one is full.
 
-    def _seal(self) -> None:
-        self.sync()
-        os.ftruncate(self._fd, self._segments[-1].offset(self._end))
-        os.fsync(self._fd)
-
-    def _roll(self) -> None:
-        """Seal the last segment and begin the next."""
-        old = self._fd
+        Raises:
+            StorageError: the disk refused.
+        """
+        writer = self._writer
+        if writer is not None:
+            used = self._end - writer.segment.base
+            if not used or used + size <= self._segment_bytes:
+                return writer
         try:
-            self._seal()
-            self._begin_segment(self._end)
+            if writer is not None:
+                writer.seal(self._end)
+                self._durable = self._end
+            begun = self._begin_segment(after_hole=writer is None)
         except OSError as error:
-            if self._fd != old:
-                os.close(self._fd)
-                self._fd = old
-                # Left there it would claim positions that the old segment may still give.
-                with contextlib.suppress(OSError):
-                    segment_at(self._directory, self._end).path.unlink()
             raise StorageError(f"cannot begin a log segment in {str(self._directory)!r}: {error}") from error
-        os.close(old)
+        if writer is not None:
+            writer.close()
+        return begun
+
+    def _end_segment(self) -> None:
+        writer = self._writer
+        if writer is not None:
+            writer.seal(self._end)
+            writer.close()
+            self._writer = None
+
+    def _begin_segment(self, *, after_hole: bool = False) -> SegmentWriter:
+        writer = SegmentWriter.create(self._directory, self._end, self._sync, self._write, after_hole=after_hole)
+        with self._lock:
+            self._segments = (*self._segments, writer.segment)
+        self._writer = writer
+        return writer
 
     def _heal_last(self) -> None:
+        """Find the end of the last segment, and go on with it where that can be done."""
         segment = self._segments[-1]
-        self._fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
-        header = os.pread(self._fd, SEGMENT_HEADER_BYTES, 0)
-        if len(header) < SEGMENT_HEADER_BYTES or not any(header):
-            # The crash came while the segment was made: its header is synced before its first record.
-            os.pwrite(self._fd, segment_header(segment.base), 0)
-        else:
-            check_segment_header(segment, header)
-        end, self.last_lsn = scan(self._fd, segment, os.fstat(self._fd).st_size)
-        torn = os.pread(self._fd, os.fstat(self._fd).st_size, segment.offset(end)).rstrip(b"\0")
-        if torn:
-            self.healed_bytes = len(torn)
-            # It was never acknowledged: a disk too full to keep it aside must not keep the log shut.
-            with contextlib.suppress(StorageError):
-                self._put_aside(f"{segment.path.stem}-{segment.offset(end)}.torn", torn)
-        os.ftruncate(self._fd, segment.offset(end))
-        os.fsync(self._fd)
-        self._allocated = segment.offset(end)
-        self._end = self._durable = end
+        tail = heal(segment, self._quarantine)
+        self.healed_bytes, self.last_lsn = tail.torn_bytes, tail.last_lsn
+        self._end, self._durable = tail.next_lsn, tail.end_lsn
+        if self._end == segment.base:
+            # Empty: the crash came while it was made, as its header is synced before its first record.
+            self._segments = self._segments[:-1]
+            self._begin_segment(after_hole=segment.after_hole)
+        elif not tail.torn_bytes and segment.mark and not segment.damaged_header:
+            self._writer = SegmentWriter.reopen(segment, self._end, self._sync, self._write)
+        if self.last_lsn is None and len(self._segments) > 1:
+            self.last_lsn = last_whole(self._segments[-2], self._segments[-1].base)
 
-    def _preallocate(self, needed: int) -> None:
-        if needed <= self._allocated:
-            return
-        target = -(-needed // _PREALLOCATE_BYTES) * _PREALLOCATE_BYTES
-        # Only a speed-up: whether there is room is for the write itself to say.
-        with contextlib.suppress(OSError):
-            os.posix_fallocate(self._fd, self._allocated, target - self._allocated)
-            self._allocated = target
-
-    def _write_all(self, buffers: list[bytes], offset: int) -> None:
-        for begin in range(0, len(buffers), _IOV_MAX):
-            part = buffers[begin : begin + _IOV_MAX]
-            size = sum(map(len, part))
-            wrote = self._write(self._fd, part, offset)
-            if wrote < size:
-                whole = b"".join(part)
-                while wrote < size:
-                    more = self._write(self._fd, [whole[wrote:]], offset + wrote)
-                    if more == 0:
-                        raise OSError(0, f"wrote {wrote} of {size} bytes and then none")
-                    wrote += more
-            offset += size
-
-    def _take_back(self, offset: int) -> None:
-        """Cut a half-written batch, so that the next one begins at the last good end."""
-        try:
-            os.ftruncate(self._fd, offset)
-        except OSError as error:
-            self._poison = f"a failed write could not be taken back: {error.strerror or error}"
-        self._allocated = offset
+    def _count_missing(self) -> None:
+        for older, newer in pairwise(self._segments):
+            if not newer.after_hole:
+                self.missing_bytes += max(0, older.offset(newer.base) - older.path.stat().st_size)
 
     def _locate(self, lsn: int) -> tuple[Segment, int, bool]:
-        """The segment of `lsn`, the lsn that bounds reading in it, and whether the segment ends there."""
+        """The segment of `lsn`, the lsn that bounds reading in it, and whether it may end before."""
         durable, segments = self._durable, self._segments
-        if lsn < segments[0].base:
-            raise StorageError(
-                f"log {str(self._directory)!r}: got lsn {lsn}, expected {segments[0].base} or above: "
-                "what lies below was released"
-            )
+        self._check_held(lsn)
         index = bisect_right(segments, lsn, key=lambda segment: segment.base) - 1
         if index + 1 < len(segments):
-            return segments[index], segments[index + 1].base, True
+            newer = segments[index + 1]
+            return segments[index], newer.base, newer.after_hole
         return segments[index], durable, False
 
-    def _skip_damaged(self, fd: int, segment: Segment, lsn: int, end: int, *, sealed: bool) -> int:
-        following = after_damaged(fd, segment, lsn, end, sealed=sealed)
-        if following is None:
+    def _check_held(self, lsn: int) -> None:
+        start = self._segments[0].base
+        if lsn < start:
             raise StorageError(
-                f"log {str(self._directory)!r} is damaged at {segment.where(lsn)}: "
-                "expected a whole record there, or a length that leads to the next one"
+                f"log {str(self._directory)!r}: got lsn {lsn}, expected {start} or above: what lies below was released"
             )
-        name = f"{lsn:020d}.damaged"
-        if not (self._directory / "quarantine" / name).exists():
-            self._put_aside(name, os.pread(fd, following - lsn, segment.offset(lsn)))
-            self.damaged_records += 1
-        return following
-
-    def _put_aside(self, name: str, data: bytes) -> None:
-        replace_file(safe_mkdir(self._directory / "quarantine") / name, data)
-
-
-@contextlib.contextmanager
-def _opened(segment: Segment) -> Iterator[int]:
-    """A reader's own descriptor: the writer may close and delete its one at any time."""
-    fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

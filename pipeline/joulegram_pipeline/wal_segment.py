@@ -1,17 +1,25 @@
 """The bytes of a write-ahead log: records and segments in a file, and how whole ones are told from torn.
 
-Format (little-endian):
-    * segment: 16 bytes ``JGWAL``, u8 version, 2 zero bytes, u64 base lsn; then records without padding;
-    * record: u32 length of what follows the header, u32 CRC32C of all that follows it, u8 kind, 1 zero byte,
-      u16 metadata length, 4 zero bytes, u64 received_ns, metadata as JSON pairs (none: no bytes), payload;
+Format, version 2 (little-endian):
+    * segment: 16 bytes ``JGWAL``, u8 version, u16 flags, u32 mark, u32 CRC32C of these 12 bytes and of the base
+      lsn as u64; then records without padding. The base stands in the file's name;
+    * record: u32 length of what follows the header, u32 CRC32C of the record's lsn as u64 and of all that follows
+      the checksum, u8 kind, 1 zero byte, u16 metadata length, u32 mark, u64 received_ns, metadata as JSON pairs
+      (none: no bytes), payload;
+    * the mark is drawn anew for each segment. It leads to the next record behind a damaged one, and together with
+      the lsn in the checksum it keeps bytes from elsewhere, a copied record in a payload too, from being a record;
     * what lies behind the last record is preallocated zeros: a header of zeros never passes its checksum.
+
+Version 1 is read and no longer written: no flags and no mark (zeros in a record), the base itself in the segment's
+header, and no lsn in a record's checksum.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import google_crc32c
@@ -21,34 +29,61 @@ from joulegram_pipeline.errors import StorageError
 from joulegram_pipeline.records import LogRecord, RecordKind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from joulegram_pipeline.records import Metadata
 
 SEGMENT_HEADER_BYTES = 16
 RECORD_HEADER_BYTES = 24
-
-_MAGIC = b"JGWAL"
-_VERSION = 1
-_SEGMENT_HEADER = struct.Struct("<5sB2xQ")
-_RECORD_HEADER = struct.Struct("<IIBxH4xQ")
-_LENGTH_AND_CRC = struct.Struct("<II")
-_CHECKED = struct.Struct("<BxH4xQ")
 MAX_METADATA_BYTES = 0xFFFF
+MARK_OFFSET = 12
+"""Of the mark in a record's header."""
+
+MAGIC = b"JGWAL"
+VERSION = 2
+V1_MARK = 0
+"""Version 1 has zeros where version 2 has the mark, which is never 0."""
+AFTER_HOLE = 1
+"""Flag: positions between the segment before and this one were given up; nothing is missing there."""
+
+_V1_HEADER = struct.Struct("<5sB2xQ")
+_HEADER = struct.Struct("<5sBHI")
+_U64 = struct.Struct("<Q")
+_U32 = struct.Struct("<I")
+_RECORD_HEADER = struct.Struct("<IIBxHIQ")
+_LENGTH_AND_CRC = struct.Struct("<II")
+_CHECKED = struct.Struct("<BxHIQ")
+_LSN_AND_CHECKED = struct.Struct("<QBxHIQ")
 _KINDS = {int(kind): kind for kind in RecordKind}
+_crc_of, _crc_on = google_crc32c.value, google_crc32c.extend
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One file of the log; `base` is the lsn of its first record."""
+    """One file of the log.
+
+    Args:
+        base: lsn of its first record.
+        path: of the file.
+        mark: what its records carry; None before `with_header`, or where it could not be found out.
+        after_hole: nothing is missing between the segment before and `base`.
+        damaged_header: the header is not what was written; `mark` comes from the records.
+    """
 
     base: int
     path: Path
+    mark: int | None = None
+    after_hole: bool = False
+    damaged_header: bool = False
 
     def offset(self, lsn: int) -> int:
         """Where in the file the record at `lsn` begins."""
         return SEGMENT_HEADER_BYTES + lsn - self.base
+
+    def lsn(self, offset: int) -> int:
+        """The position that stands at `offset` of the file."""
+        return self.base + offset - SEGMENT_HEADER_BYTES
 
     def where(self, lsn: int) -> str:
         """``name.wal:offset``, as errors quote it."""
@@ -61,7 +96,7 @@ def segment_at(directory: Path, base: int) -> Segment:
 
 
 def list_segments(directory: Path) -> tuple[Segment, ...]:
-    """The segments of a directory in order; names that are not 20 digits and ``.wal`` are not ours."""
+    """The segments of a directory in order, headers unread; names that are not 20 digits and ``.wal`` are not ours."""
     return tuple(
         Segment(int(path.stem), path)
         for path in sorted(directory.glob("*.wal"))
@@ -69,31 +104,79 @@ def list_segments(directory: Path) -> tuple[Segment, ...]:
     )
 
 
-def segment_header(base: int) -> bytes:
+@contextlib.contextmanager
+def opened(segment: Segment) -> Iterator[int]:
+    """A reader's own descriptor: the writer may close and delete its one at any time."""
+    fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def new_mark() -> int:
+    """A mark for a new segment: not that of version 1, and so that no two places where it is found overlap."""
+    while True:
+        drawn = os.urandom(4)
+        if drawn[0] and drawn[0] not in drawn[1:]:
+            return int.from_bytes(drawn, "little")
+
+
+def segment_header(base: int, mark: int, *, after_hole: bool = False) -> bytes:
     """The first 16 bytes of a segment."""
-    return _SEGMENT_HEADER.pack(_MAGIC, _VERSION, base)
+    head = _HEADER.pack(MAGIC, VERSION, AFTER_HOLE if after_hole else 0, mark)
+    return head + _U32.pack(_crc_of(head + _U64.pack(base)))
 
 
-def check_segment_header(segment: Segment, header: bytes) -> None:
-    """Refuse a file that is not the segment its name says.
+def with_header(segment: Segment, header: bytes) -> Segment:
+    """The segment with what its header says; `mark` stays None if that is not a header of this very segment."""
+    if header == _V1_HEADER.pack(MAGIC, 1, segment.base):
+        return replace(segment, mark=V1_MARK)
+    if len(header) == SEGMENT_HEADER_BYTES:
+        magic, version, flags, mark = _HEADER.unpack_from(header)
+        if (magic, version) == (MAGIC, VERSION) and header == segment_header(
+            segment.base, mark, after_hole=flags == AFTER_HOLE
+        ):
+            return replace(segment, mark=mark, after_hole=flags == AFTER_HOLE)
+    return segment
+
+
+def refuse_later_version(segment: Segment, header: bytes) -> None:
+    """Keep away from a file that a later joulegram wrote.
 
     Raises:
         StorageError: quoting what stood there and what was expected.
     """
-    if header != segment_header(segment.base):
+    if header[:5] == MAGIC and len(header) > 5 and header[5] > VERSION:
         raise StorageError(
-            f"log segment {str(segment.path)!r} begins with {header.hex()!r}, "
-            f"expected {segment_header(segment.base).hex()!r} (version {_VERSION}, base {segment.base})"
+            f"log segment {str(segment.path)!r} begins with {header.hex()!r}, expected format version 1 or {VERSION}, "
+            f"got {header[5]}: a later joulegram wrote it"
         )
 
 
-def record_header(kind: int, received_ns: int, chunks: Sequence[bytes], metadata_bytes: int = 0) -> bytes:
-    """The 24 bytes that stand before `chunks`, of which the first `metadata_bytes` bytes are metadata."""
-    checked = _CHECKED.pack(kind, metadata_bytes, received_ns)
-    crc = google_crc32c.value(checked)
+def record_header(
+    kind: int, received_ns: int, chunks: Sequence[bytes], metadata_bytes: int = 0, *, lsn: int = 0, mark: int = V1_MARK
+) -> bytes:
+    """The 24 bytes that stand before `chunks`, of which the first `metadata_bytes` bytes are metadata.
+
+    Args:
+        kind: of the record.
+        received_ns: wall clock.
+        chunks: metadata and payload.
+        metadata_bytes: how many of these bytes are metadata.
+        lsn: where the record will stand.
+        mark: of its segment; without one it is a record of version 1.
+    """
+    if mark == V1_MARK:
+        checked = _CHECKED.pack(kind, metadata_bytes, V1_MARK, received_ns)
+        crc = _crc_of(checked)
+    else:
+        located = _LSN_AND_CHECKED.pack(lsn, kind, metadata_bytes, mark, received_ns)
+        crc = _crc_of(located)
+        checked = located[8:]
     length = 0
     for chunk in chunks:
-        crc = google_crc32c.extend(crc, chunk)
+        crc = _crc_on(crc, chunk)
         length += len(chunk)
     return _LENGTH_AND_CRC.pack(length, crc) + checked
 
@@ -115,25 +198,32 @@ def decode_metadata(data: bytes) -> Metadata:
     return tuple((str(name), str(value)) for name, value in orjson.loads(data))
 
 
-def decode_all(data: bytes, lsn: int) -> list[LogRecord]:
-    """The whole records at the front of `data`, which stands at `lsn`, up to the first that is not."""
+def decode_all(data: bytes, lsn: int, mark: int | None) -> list[LogRecord]:
+    """The whole records at the front of `data`, which stands at `lsn`, up to the first that is not.
+
+    Args:
+        data: bytes of a segment behind its header.
+        lsn: of the first.
+        mark: of the segment.
+    """
     records = []
     at = 0
     limit = len(data) - RECORD_HEADER_BYTES
     while at <= limit:
-        length, crc, kind, metadata_bytes, received_ns = _RECORD_HEADER.unpack_from(data, at)
+        length, crc, kind, metadata_bytes, found, received_ns = _RECORD_HEADER.unpack_from(data, at)
         begin = at + RECORD_HEADER_BYTES
         end = begin + length
-        if end > len(data) or kind not in _KINDS or metadata_bytes > length:
+        if found != mark or end > len(data) or kind not in _KINDS or metadata_bytes > length:
             break
         payload = data[begin:end]
-        if google_crc32c.extend(google_crc32c.value(data[at + 8 : begin]), payload) != crc:
+        checked = data[at + 8 : begin]
+        if _crc_on(_crc_of(checked if mark == V1_MARK else _U64.pack(lsn + at) + checked), payload) != crc:
             break
         metadata: Metadata = ()
         if metadata_bytes:
             metadata = decode_metadata(payload[:metadata_bytes])
             payload = payload[metadata_bytes:]
-        records.append(LogRecord(lsn + at, lsn + end, _KINDS[kind], received_ns, payload, metadata=metadata))
+        records.append(LogRecord(lsn + at, lsn + end, _KINDS[kind], received_ns, payload, None, metadata))
         at = end
     return records
 
@@ -151,45 +241,13 @@ def read_whole(fd: int, segment: Segment, lsn: int, end: int, max_bytes: int) ->
     offset = segment.offset(lsn)
     data = os.pread(fd, min(max(max_bytes, RECORD_HEADER_BYTES), end - lsn), offset)
     if len(data) >= RECORD_HEADER_BYTES:
-        size = RECORD_HEADER_BYTES + _LENGTH_AND_CRC.unpack_from(data)[0]
+        size = RECORD_HEADER_BYTES + int(_LENGTH_AND_CRC.unpack_from(data)[0])
         if len(data) < size <= end - lsn:
             data = os.pread(fd, size, offset)
-    return decode_all(data, lsn)
+    return decode_all(data, lsn, segment.mark)
 
 
-def after_damaged(fd: int, segment: Segment, lsn: int, end: int, *, sealed: bool) -> int | None:
-    """The lsn behind the damaged record at `lsn`, or None where its length cannot be believed.
-
-    Its length is believed if a whole record stands behind it, or, in a segment that is `sealed`, if it ends
-    where the segment does.
-    """
+def said_length(fd: int, segment: Segment, lsn: int) -> int | None:
+    """Bytes of the record at `lsn` with its header, as that header says, believed or not; None where there is none."""
     head = os.pread(fd, RECORD_HEADER_BYTES, segment.offset(lsn))
-    if len(head) < RECORD_HEADER_BYTES:
-        return None
-    following = lsn + RECORD_HEADER_BYTES + int(_LENGTH_AND_CRC.unpack_from(head)[0])
-    if sealed and following == end:
-        return following
-    if following < end and read_whole(fd, segment, following, end, RECORD_HEADER_BYTES):
-        return following
-    return None
-
-
-def scan(fd: int, segment: Segment, size: int) -> tuple[int, int | None]:
-    """Walk a segment file of `size` bytes to its last whole record, over damaged ones between whole ones.
-
-    Returns:
-        The lsn behind the last whole record, and that record's own lsn, None where there is none.
-    """
-    lsn, last = segment.base, None
-    limit = segment.base + size - SEGMENT_HEADER_BYTES
-    while lsn < limit:
-        records = read_whole(fd, segment, lsn, limit, 1 << 20)
-        if records:
-            last = records[-1].lsn
-            lsn = records[-1].next_lsn
-            continue
-        following = after_damaged(fd, segment, lsn, limit, sealed=False)
-        if following is None:
-            break
-        lsn = following
-    return lsn, last
+    return None if len(head) < RECORD_HEADER_BYTES else RECORD_HEADER_BYTES + int(_LENGTH_AND_CRC.unpack_from(head)[0])

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from joulegram_pipeline.metrics import Metrics
-    from joulegram_pipeline.records import Json, LedgerLine, LogRecord, RunRecord, SpanRecord
+    from joulegram_pipeline.records import GapRecord, Json, LedgerLine, LogRecord, RunRecord, SpanRecord
+    from joulegram_pipeline.span_rows import Extract
     from joulegram_processor.energy_store import Triple
     from joulegram_processor.join import CarbonModel, Window
     from joulegram_processor.join_columns import Uniform
@@ -100,7 +101,7 @@ class Outputs:
     """
 
     lines: list[LedgerLine] = field(default_factory=list)
-    records: list[SpanRecord] = field(default_factory=list)
+    records: list[SpanRecord | GapRecord] = field(default_factory=list)
     forward: list[Outgoing] = field(default_factory=list)
     runs: list[RunRecord] = field(default_factory=list)
     ticks: list[tuple[int, bytes]] = field(default_factory=list)
@@ -109,6 +110,10 @@ class Outputs:
 
 class LogReader(Protocol):
     """The log, for requests that waited."""
+
+    @property
+    def start_lsn(self) -> int:
+        """The oldest position that can be read: a full spool may have dropped what lies below."""
 
     def read_at(self, lsn: int) -> LogRecord:
         """The record at a position."""
@@ -179,6 +184,14 @@ class Machine:
         """The lowest lsn that a request still waiting will be read from; `position` where none waits."""
         return min(self._waiting.held, default=self.position)
 
+    def extract(self, payload: bytes) -> Extract:
+        """What the join wants of a trace request, for who has it in memory before it is in the log; any thread.
+
+        Raises:
+            WireError: the bytes are not one.
+        """
+        return self._reader.extract(payload)
+
     @property
     def names_processes(self) -> bool:
         """Whether a process still speaks for a run: at a start, one that was killed before it could end its run."""
@@ -188,6 +201,20 @@ class Machine:
     def is_waiting(self) -> bool:
         """Whether any span waits for its energy."""
         return self._waiting.count > 0
+
+    def holds(self) -> dict[str, int | float | str]:
+        """What waits in the join, for people; read from other threads, so it may be a moment old."""
+        return {
+            "spans": self._waiting.count,
+            "requests": len(self._waiting.held),
+            "runs": len(self._runs),
+            "ticks": len(self.store.rows),
+        }
+
+    def oldest_waiting_s(self, now_ns: int) -> float | None:
+        """How long the oldest request that waits has been here; None where none waits."""
+        oldest = next(iter(list(self._waiting.held.values())), None)
+        return None if oldest is None else max(0.0, (now_ns - oldest.received_ns) / 1e9)
 
     def _next(self) -> Position:
         self._ordinal += 1
@@ -254,6 +281,8 @@ class Machine:
     def _control_in(self, record: LogRecord) -> Iterator[Outputs]:
         """Control records: ``run.start`` names its process, ``run.end`` settles and ends it, ``run.forget`` unnames.
 
+        ``spool.gap`` says what a full spool dropped, and becomes a line of the ledger.
+
         A run that was started so is published when it was ended so, because only then its status is known. With `alone`
         the process speaks for every span and every span is settled: nobody else sends to this sidecar.
         """
@@ -263,6 +292,8 @@ class Machine:
             self._waiting.name(run_id, int(control["pid"]), alone=alone)
         elif control.get("type") == "run.forget":
             self._waiting.run_pids.clear()
+        elif control.get("type") == "spool.gap":
+            yield Outputs(records=[self._gap(control)])
         elif control.get("type") == "run.end":
             yield from self._settle(self._waiting.of_run(ANY_RUN if alone else run_id))
             self._waiting.unname(run_id, alone=alone)
@@ -273,6 +304,18 @@ class Machine:
                 if run.status == "unset" or status == "error":
                     run.status = status
             yield from self._publish()
+
+    def _gap(self, control: Json) -> GapRecord:
+        return {
+            "kind": "gap",
+            "pos": list(self._next()),
+            "cause": "spool_full",
+            "first_lsn": int(control["first_lsn"]),
+            "next_lsn": int(control["next_lsn"]),
+            "records": {str(kind): int(count) for kind, count in control["records"].items()},
+            "unread": {str(kind): int(count) for kind, count in control["unread"].items()},
+            "bytes": int(control["bytes"]),
+        }
 
     # -- settling --------------------------------------------------------------------------------------------
 
@@ -376,13 +419,16 @@ class Machine:
         self._waiting.release(batch)
         if not self._settings.forwarding or len(batch.repeated) == batch.total:
             return
+        if batch.lsn < self._log.start_lsn:
+            return  # dropped from a full spool while it waited: the gap says so, and its spans are in the ledger
         record = self._log.read_at(batch.lsn)
         payload = record.payload
         try:
             if len(batch.blobs) == batch.total and not batch.extras:
                 sent = splice_all(payload, [batch.blobs[at] for at in range(batch.total)])
             else:
-                sent = splice(payload, self._editor(batch, payload))
+                rows = {index: at for at, index in enumerate(batch.indices)}
+                sent = splice(payload, rows, self._editor(batch, payload, rows))
         except WireError:
             # It parsed, so it is a request; one we cannot find our way in travels on as it came.
             self._metrics.invalid_spans.labels("encoding").inc(batch.total)
@@ -390,14 +436,10 @@ class Machine:
         out.forward.append(Outgoing(self._next(), RecordKind.TRACES, sent, record.metadata))
 
     @staticmethod
-    def _editor(batch: Batch, payload: bytes) -> Callable[[int, SpanAt], bytes | None]:
-        rows = {index: at for at, index in enumerate(batch.indices)}
-
+    def _editor(batch: Batch, payload: bytes, rows: dict[int, int]) -> Callable[[int, SpanAt], bytes | None]:
         def edit(index: int, place: SpanAt) -> bytes | None:
             content = payload[place.start : place.end]
-            at = rows.get(index)
-            if at is None:
-                return content
+            at = rows[index]
             if at in batch.repeated:
                 return None
             extras = batch.extras.get(at, NO_EXTRAS)
@@ -478,5 +520,5 @@ class Machine:
         self._measures = state["measures"]
         self._waiting.load(state["waiting"], self._read_again)
 
-    def _read_again(self, lsn: int) -> Batch:
-        return self._reader.read(self._log.read_at(lsn))
+    def _read_again(self, lsn: int) -> Batch | None:
+        return None if lsn < self._log.start_lsn else self._reader.read(self._log.read_at(lsn))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -12,21 +11,22 @@ from joulegram_pipeline.ids import check_run_id
 from joulegram_pipeline.span_rows import (
     END,
     NAME,
+    NO_SPAN,
     PARENT,
     SPAN,
     START,
     TRACE,
+    Extract,
     all_regular,
     names_parent,
     plain,
-    scope_rows,
     sound,
 )
 from joulegram_pipeline.units import UJ_PER_J
 from joulegram_processor.wire import first_span_offset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     from joulegram_pipeline.records import LogRecord
     from joulegram_pipeline.span_rows import Row
@@ -122,35 +122,22 @@ class SpanReader:
         self._exact = selector.exact
         self._prefixes = selector.prefixes
         self._attributes = frozenset(selector.attributes)
-        self._marks = (*_MARKS, *(key.encode() for key in selector.attributes if not key.startswith("kfm.")))
+        self._attribute_marks = [(key, key.encode()) for key in selector.attributes]
+        self._marks = (*_MARKS, *(mark for key, mark in self._attribute_marks if not key.startswith("kfm.")))
         self._default_run = default_run
         self._wanted = _READ_KEYS | written_keys | self._attributes
         self._by_name: dict[str, bool] = {}
 
     def read(self, record: LogRecord) -> Batch:
-        """The spans to join, in order of appearance; those that break OTLP (ids, times) are left out.
+        """The spans of a record to join, as a batch; see `extract`.
 
         Raises:
             WireError: the record is not a trace request.
         """
-        payload, scopes, request = record.payload, record.parsed, None
-        if scopes is None:
-            request = _parse(payload)
-            scopes = scope_rows(request)
-        # Resources hold such keys as a rule, spans often do not; with one resource, it stands before its spans.
-        one = len({id(scope.resource) for scope in scopes}) == 1
-        begin = first_span_offset(payload) if one else 0
-        spans: Iterator[Any] | None = None
-        if any(payload.find(mark, begin) >= 0 for mark in self._marks):
-            spans = _every_span(request if request is not None else _parse(payload))
+        found = record.parsed if record.parsed is not None else self.extract(record.payload)
         batch = Batch(record.lsn, record.received_ns)
-        unselected: list[Row] = []
-        for scope in scopes:
-            run = run_of(scope.resource) or self._default_run
-            self._take(batch, scope.rows, run, process_of(scope.resource), spans, unselected)
-            batch.total += len(scope.rows)
-        if batch.rows and unselected:
-            batch.links = {row[TRACE] + row[SPAN]: row[TRACE] + row[PARENT] for row in unselected if names_parent(row)}
+        batch.total, batch.rows, batch.indices = found.total, found.rows, found.indices
+        batch.runs, batch.pids, batch.extras, batch.links = found.runs, found.pids, found.extras, found.links
         # Columns are taken while the rows are still in the cache: a second and fifty thousand spans later they are not.
         batch.keys = [row[TRACE] + row[SPAN] for row in batch.rows]
         batch.parents = [row[PARENT] and row[TRACE] + row[PARENT] for row in batch.rows]
@@ -159,38 +146,125 @@ class SpanReader:
         batch.waiting = len(batch.rows)
         return batch
 
+    def extract(self, payload: bytes) -> Extract:
+        """The spans to join, in order of appearance; those of them that break OTLP (ids, times) are set apart.
+
+        The names of all spans are read, and all else only of those that the join wants. Attributes are looked at only
+        where the request has the bytes of a key that matters: those of other spans cost nothing.
+
+        Raises:
+            WireError: the bytes are not a trace request.
+        """
+        request = _parse(payload)
+        groups = request.resource_spans
+        # A resource holds such keys as a rule, spans often do not; with one resource, it stands before its spans.
+        begin = first_span_offset(payload) if len(groups) == 1 else 0
+        found = Extract()
+        named: list[tuple[Any, Any, list[str], list[int] | None]] = []
+        for group in groups:
+            for scope in group.scope_spans:
+                names = [span.name for span in scope.spans]
+                chosen = {name for name in set(names) if self._selects(name)}
+                picks = None if len(chosen) == len(set(names)) else [i for i, n in enumerate(names) if n in chosen]
+                named.append((group.resource, scope.spans, names, picks))
+                found.total += len(names)
+        by_attribute = self._attributes_select(payload, begin, named)
+        few = sum(len(names if picks is None else picks) for _, _, names, picks in named) * 8 < found.total
+        marked = by_attribute or few or any(payload.find(mark, begin) >= 0 for mark in self._marks)
+        first = 0
+        for resource, spans, names, picks in named:
+            if by_attribute or picks is None or picks:
+                attributes = {item.key: plain(item.value) for item in resource.attributes}
+                run, pid = run_of(attributes) or self._default_run, process_of(attributes)
+                # With an attribute that selects about, every span is looked at.
+                self._take(
+                    found,
+                    spans,
+                    range(len(names)) if by_attribute else picks,
+                    first,
+                    run,
+                    pid,
+                    by_attribute=by_attribute,
+                    marked=marked,
+                )
+            first += len(names)
+        if found.rows and len(found.rows) < found.total:
+            self._link(found, named)
+        return found
+
+    def _attributes_select(self, payload: bytes, begin: int, named: list[Any]) -> bool:
+        """Whether a span that no name selects may carry an attribute that does."""
+        for key, mark in self._attribute_marks:
+            hits = payload.count(mark, begin)
+            if hits and any(picks is not None for _, _, _, picks in named):
+                known = sum(
+                    item.key == key
+                    for _, spans, _, picks in named
+                    for span in (spans if picks is None else map(spans.__getitem__, picks))
+                    for item in span.attributes
+                )
+                if hits > known:
+                    return True
+        return False
+
     def _take(
         self,
-        batch: Batch,
-        rows: list[Row],
+        found: Extract,
+        spans: Any,
+        picks: Sequence[int] | None,
+        first: int,
         run: str | None,
         pid: int,
-        spans: Iterator[Any] | None,
-        unselected: list[Row],
+        *,
+        by_attribute: bool,
+        marked: bool,
     ) -> None:
-        """Add the selected and well-formed rows of one scope to the batch."""
-        first = batch.total
-        if spans is None and all(map(self._selects, set(map(_name, rows)))) and all_regular(rows):
-            batch.indices += range(first, first + len(rows))
-            batch.runs += [run] * len(rows) if run is not None else [row[TRACE].hex() for row in rows]
-            batch.pids += [pid] * len(rows)
-            batch.rows += rows
+        """Add the spans of one scope that are picked, all where `picks` is None, and well-formed."""
+        rows: list[Row] = [
+            (
+                span.name,
+                span.trace_id,
+                span.span_id,
+                span.parent_span_id,
+                span.start_time_unix_nano,
+                span.end_time_unix_nano,
+                span.status.code,
+            )
+            for span in (spans if picks is None else map(spans.__getitem__, picks))
+        ]
+        if not marked and all_regular(rows):
+            found.indices += range(first, first + len(rows)) if picks is None else [first + at for at in picks]
+            found.runs += [run] * len(rows) if run is not None else [row[TRACE].hex() for row in rows]
+            found.pids += [pid] * len(rows)
+            found.rows += rows
             return
-        for at, row in enumerate(rows):
-            values: dict[str, Any] = {}
-            if spans is not None:
-                values = {item.key: plain(item.value) for item in next(spans).attributes if item.key in self._wanted}
-            if not sound(row) or not (self._selects(row[NAME]) or not self._attributes.isdisjoint(values)):
-                unselected.append(row)
+        for at, row in zip(range(len(rows)) if picks is None else picks, rows, strict=True):
+            values = {item.key: plain(item.value) for item in spans[at].attributes if item.key in self._wanted}
+            if by_attribute and self._attributes.isdisjoint(values) and not self._selects(row[NAME]):
+                continue
+            if not sound(row):
+                found.broken.append(row)
                 continue
             if row[PARENT] and not names_parent(row):
                 row = (*row[:PARENT], b"", *row[START:])  # noqa: PLW2901 - no id, so no parent
             if values:
-                batch.extras[len(batch.rows)] = values
-            batch.runs.append((run_of(values) if values else None) or run or row[TRACE].hex())
-            batch.indices.append(first + at)
-            batch.pids.append(pid)
-            batch.rows.append(row)
+                found.extras[len(found.rows)] = values
+            found.runs.append((run_of(values) if values else None) or run or row[TRACE].hex())
+            found.indices.append(first + at)
+            found.pids.append(pid)
+            found.rows.append(row)
+
+    @staticmethod
+    def _link(found: Extract, named: list[Any]) -> None:
+        """Name the parents of the spans that are not joined, by which those below them find the next that is."""
+        found.links = {
+            span.trace_id + span.span_id: span.trace_id + parent
+            for _, spans, _, _ in named
+            for span in spans
+            if len(parent := span.parent_span_id) == len(NO_SPAN) and parent != NO_SPAN
+        }
+        for row in found.rows:
+            found.links.pop(row[TRACE] + row[SPAN], None)
 
     def _selects(self, name: str) -> bool:
         known = self._by_name.get(name)
@@ -201,23 +275,11 @@ class SpanReader:
         return known
 
 
-_name = itemgetter(NAME)
-
-
 def _parse(payload: bytes) -> Any:
     try:
         return ExportTraceServiceRequest.FromString(payload)
     except Exception as error:  # protobuf's DecodeError is not the same class in every backend
         raise WireError(f"got {len(payload)} bytes that are not an ExportTraceServiceRequest: {error}") from error
-
-
-def _every_span(request: Any) -> Iterator[Any]:
-    return (
-        span
-        for resource_spans in request.resource_spans
-        for scope_spans in resource_spans.scope_spans
-        for span in scope_spans.spans
-    )
 
 
 def process_of(resource: dict[str, Any]) -> int:

@@ -189,11 +189,13 @@ class Waiting:
             "run_pids": self.run_pids,
         }
 
-    def load(self, raw: Json, read: Callable[[int], Batch]) -> None:
-        """From the JSON `dump` wrote; `read` gives the request at an lsn again."""
+    def load(self, raw: Json, read: Callable[[int], Batch | None]) -> None:
+        """From the JSON `dump` wrote; `read` gives the request at an lsn again, None if it was dropped since."""
         self.run_pids = dict(raw["run_pids"])
         for item in raw["held"]:
             batch = read(item["lsn"])
+            if batch is None:
+                continue
             batch.repeated = set(item["repeated"])
             batch.blobs = {int(at): base64.b64decode(blob) for at, blob in item["blobs"].items()}
             batch.waiting -= len(batch.repeated) + len(batch.blobs)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from joulegram_pipeline.errors import WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Container
 
 _RESOURCE_SPANS = 0x0A  # ExportTraceServiceRequest.resource_spans = 1
 _SCOPE_SPANS = 0x12  # ResourceSpans.scope_spans = 2
@@ -123,13 +123,13 @@ def first_span_offset(buffer: bytes) -> int:
     return at
 
 
-def splice(buffer: bytes, edit: Callable[[int, SpanAt], bytes | None]) -> bytes:
-    """Rewrite the spans of an ExportTraceServiceRequest and leave every other byte.
+def splice(buffer: bytes, chosen: Container[int], edit: Callable[[int, SpanAt], bytes | None]) -> bytes:
+    """Rewrite some spans of an ExportTraceServiceRequest and leave every other byte.
 
     Args:
         buffer: the request as it came.
-        edit: called with a span's index (in order of appearance) and place; returns the span's new content, or None to
-            leave the span out. Returning `buffer[at.start:at.end]` leaves it as it is.
+        chosen: which spans, by index in order of appearance.
+        edit: called with the index and place of each; returns the span's new content, or None to leave the span out.
 
     Raises:
         WireError: the bytes are not such a request.
@@ -152,8 +152,15 @@ def splice(buffer: bytes, edit: Callable[[int, SpanAt], bytes | None]) -> bytes:
             length = buffer[at]
             if length < 0x80:
                 at += 1
+            elif buffer[at + 1] < 0x80:
+                length += (buffer[at + 1] << 7) - 0x80
+                at += 2
             else:
                 length, at = read_varint(buffer, at)
+            if index not in chosen:
+                index += 1
+                at += length
+                continue
             content = edit(index, SpanAt(at, at + length))
             index += 1
             pieces.append(buffer[kept:field])

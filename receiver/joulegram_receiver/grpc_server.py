@@ -2,98 +2,145 @@
 
 from __future__ import annotations
 
-import errno
-import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
-from joulegram_pipeline.errors import BusyError, ConfigError, RetryableError, WireError
-from joulegram_pipeline.records import RecordKind
-from joulegram_pipeline.span_rows import all_regular, scope_rows
-from joulegram_receiver.checks import broken_spans, explain
+from joulegram_pipeline.errors import BusyError, JoulegramError
+from joulegram_receiver.intake import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, Intake
+from joulegram_receiver.intake_refusals import OverloadError, TooLargeError, UndurableError
+from joulegram_receiver.listener import check_free, parse_endpoint, set_unix_mode
 from joulegram_receiver.memory import keep_freed_memory
+from joulegram_receiver.signals import SIGNALS
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
 
     from joulegram_pipeline.metrics import Metrics
-    from joulegram_pipeline.span_rows import ScopeRows
-    from joulegram_receiver.spool import Spool
+    from joulegram_receiver.intake import Store
+    from joulegram_receiver.signals import Signal
 
-MAX_RECV_BYTES = 64 * 1024 * 1024
+MAX_RECV_BYTES = MAX_REQUEST_BYTES
 """What OTLP 1.11 recommends; grpcio holds it before and after decompression."""
 
-_MAX_METADATA_BYTES = 16 * 1024
-_RETRY_AFTER_S = 1
+MAX_METADATA_BYTES = 16 * 1024
+MAX_CONCURRENT_STREAMS = 1024
 _GRACE_S = 5.0
-_PACKAGE = "opentelemetry.proto.collector"
+_KEY = "receiver.protocols.grpc.endpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Keepalive:
+    """How long connections live, as the Collector's `keepalive.server_parameters`; None leaves gRPC its own way.
+
+    Args:
+        max_connection_age_s: after which a client is asked to connect anew.
+        max_connection_age_grace_s: for the calls it has under way then.
+        max_connection_idle_s: without a call, after which the same is asked.
+        time_s: without a sign of life, after which the client is pinged.
+        timeout_s: for its answer.
+    """
+
+    max_connection_age_s: float | None = None
+    max_connection_age_grace_s: float | None = None
+    max_connection_idle_s: float | None = None
+    time_s: float | None = None
+    timeout_s: float | None = None
+
+    def options(self) -> list[tuple[str, int]]:
+        """As channel arguments, in milliseconds."""
+        named = (
+            ("grpc.max_connection_age_ms", self.max_connection_age_s),
+            ("grpc.max_connection_age_grace_ms", self.max_connection_age_grace_s),
+            ("grpc.max_connection_idle_ms", self.max_connection_idle_s),
+            ("grpc.keepalive_time_ms", self.time_s),
+            ("grpc.keepalive_timeout_ms", self.timeout_s),
+        )
+        return [(name, round(value * 1000)) for name, value in named if value is not None]
 
 
 class GrpcReceiver:
     """The OTLP/gRPC server of a sidecar; an async context manager.
 
     Args:
-        endpoint: ``host:port``; port 0 lets the system choose, `port` says which.
-        spool: where requests go; entered before this and left after it.
-        metrics: accepted_*, refused_requests, invalid_spans.
-        max_recv_bytes: a larger request is refused with RESOURCE_EXHAUSTED.
+        endpoint: ``host:port`` or ``unix:/path``; port 0 lets the system choose, `port` says which.
+        intake: where requests go; a spool alone gets an intake of its own. Entered before this and left after it.
+        metrics: of that intake.
+        credentials: for TLS; plaintext if None.
+        interceptors: called around every call, the first outermost.
+        services: called with the server before it starts, so that each can add its own.
+        max_recv_bytes: a larger request is refused with RESOURCE_EXHAUSTED, before and after decompression (A2).
+        max_concurrent_streams: of one connection; further calls wait at their client.
+        max_metadata_bytes: of the headers of one call; more is refused.
+        keepalive: how long connections live.
         grace_s: how long requests under way may take at stop.
 
     Raises (on enter):
         ConfigError: the endpoint is not one.
-        BusyError: another process holds the port.
+        BusyError: another process holds the port or the socket.
     """
 
     def __init__(
         self,
         endpoint: str,
-        spool: Spool,
+        intake: Intake | Store,
         metrics: Metrics,
         *,
+        credentials: grpc.ServerCredentials | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
+        services: Sequence[Callable[[grpc.aio.Server], object]] = (),
         max_recv_bytes: int = MAX_RECV_BYTES,
+        max_concurrent_streams: int = MAX_CONCURRENT_STREAMS,
+        max_metadata_bytes: int = MAX_METADATA_BYTES,
+        keepalive: Keepalive | None = None,
         grace_s: float = _GRACE_S,
     ) -> None:
         self.port = 0
         self._endpoint = endpoint
-        self._spool = spool
-        self._metrics = metrics
-        self._max_recv_bytes = max_recv_bytes
+        self._intake = intake if isinstance(intake, Intake) else Intake(intake, metrics)
+        self._credentials = credentials
+        self._interceptors = list(interceptors)
+        self._services = services
         self._grace_s = grace_s
+        self._options: list[tuple[str, int]] = [
+            ("grpc.max_receive_message_length", max_recv_bytes),
+            ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
+            ("grpc.max_concurrent_streams", max_concurrent_streams),
+            # The first alone is where gRPC begins to refuse by chance; the second is where it always does.
+            ("grpc.max_metadata_size", max_metadata_bytes),
+            ("grpc.absolute_max_metadata_size", max_metadata_bytes),
+            # With it on, a second server would bind the same port in silence and take half the requests.
+            ("grpc.so_reuseport", 0),
+            *(keepalive or Keepalive()).options(),
+        ]
         self._server: grpc.aio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        check_endpoint(self._endpoint)
+        address = parse_endpoint(self._endpoint, _KEY)
+        check_free(address, _KEY)
         keep_freed_memory()
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._max_recv_bytes),
-                ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
-                # With it on, a second server would bind the same port in silence and take half the requests.
-                ("grpc.so_reuseport", 0),
-            ]
-        )
-        for service, export in (
-            ("trace.v1.TraceService", self._export_traces),
-            ("metrics.v1.MetricsService", self._export_metrics),
-            ("logs.v1.LogsService", self._export_logs),
-        ):
-            handlers = {"Export": grpc.unary_unary_rpc_method_handler(export)}
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(f"{_PACKAGE}.{service}", handlers),))
+        server = grpc.aio.server(interceptors=self._interceptors, options=self._options)
+        for signal in SIGNALS:
+            handlers = {"Export": grpc.unary_unary_rpc_method_handler(self._exporter(signal))}
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(signal.service, handlers),))
+        for add in self._services:
+            add(server)
         try:
-            self.port = server.add_insecure_port(self._endpoint)
+            if self._credentials is None:
+                self.port = server.add_insecure_port(address.grpc_target)
+            else:
+                self.port = server.add_secure_port(address.grpc_target, self._credentials)
         except RuntimeError as error:
             raise BusyError(f"cannot listen on {self._endpoint!r}: {error}") from error
         await server.start()
         self._server = server
+        set_unix_mode(address)
         return self
 
     async def __aexit__(
@@ -103,111 +150,38 @@ class GrpcReceiver:
             await self._server.stop(self._grace_s)
             self._server = None
 
-    async def _export_traces(self, request: bytes, context: Any) -> bytes:
-        message = await self._parse(trace_service_pb2.ExportTraceServiceRequest, "traces", request, context)
-        scopes = scope_rows(message)
-        spans = sum(len(scope.rows) for scope in scopes)
-        if not spans:
-            return b""
-        broken = [] if all(all_regular(scope.rows) for scope in scopes) else broken_spans(message)
-        del message  # its memory is wanted by the next request while this one waits for the disk
-        await self._store(RecordKind.TRACES, "traces", request, context, scopes)
-        self._metrics.accepted_spans.inc(spans)
-        if not broken:
-            return b""
-        text, counts = explain(broken)
-        for reason, count in counts.items():
-            self._metrics.invalid_spans.labels(reason).inc(count)
-        response = trace_service_pb2.ExportTraceServiceResponse()
-        response.partial_success.error_message = text
-        return response.SerializeToString()
+    def _exporter(self, signal: Signal) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        intake = self._intake
 
-    async def _export_metrics(self, request: bytes, context: Any) -> bytes:
-        message = await self._parse(metrics_service_pb2.ExportMetricsServiceRequest, "metrics", request, context)
-        if message.resource_metrics:
-            await self._store(RecordKind.METRICS, "metrics", request, context)
-        return b""
+        async def export(request: bytes, context: Any) -> bytes:
+            try:
+                if intake.metadata_keys:
+                    return await intake.take(signal, request, intake.metadata_of(context.invocation_metadata()))
+                return await intake.take(signal, request)
+            except JoulegramError as error:
+                refusal = error
+            # gRPC keeps what is raised here in a cycle, and with it every frame and exception it knows: what came, and
+            # was refused, would stay in memory until the garbage collector comes by.
+            del request
+            refusal.__cause__ = refusal.__context__ = refusal.__traceback__ = None
+            intake.count_refusal(signal, refusal)
+            await _abort(context, refusal)
+            raise AssertionError("abort raises")
 
-    async def _export_logs(self, request: bytes, context: Any) -> bytes:
-        message = await self._parse(logs_service_pb2.ExportLogsServiceRequest, "logs", request, context)
-        if message.resource_logs:
-            await self._store(RecordKind.LOGS, "logs", request, context)
-        return b""
-
-    async def _parse(self, kind: Any, signal: str, request: bytes, context: Any) -> Any:
-        try:
-            return parse(kind, request)
-        except WireError as error:
-            self._metrics.refused_requests.labels(signal, "malformed").inc()
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-
-    async def _store(
-        self, kind: RecordKind, signal: str, request: bytes, context: Any, parsed: list[ScopeRows] | None = None
-    ) -> None:
-        try:
-            await self._spool.append(kind, request, parsed=parsed)
-        except RetryableError as error:
-            reason = "busy" if isinstance(error, BusyError) else "storage"
-            self._metrics.refused_requests.labels(signal, reason).inc()
-            await context.abort_with_status(unavailable(str(error)))
-        self._metrics.accepted_requests.labels(signal).inc()
+        return export
 
 
-def parse(kind: Any, request: bytes) -> Any:
-    """The message of type `kind` that the bytes are.
-
-    Raises:
-        WireError: they are not one.
-    """
-    try:
-        return kind.FromString(request)
-    except DecodeError as error:
-        raise WireError(
-            f"got {len(request)} bytes beginning {request[:16].hex()!r}, "
-            f"expected a {kind.DESCRIPTOR.full_name}: {error}"
-        ) from error
+async def _abort(context: Any, refusal: JoulegramError) -> None:
+    if isinstance(refusal, (OverloadError, UndurableError)):
+        await context.abort_with_status(unavailable(str(refusal), refusal.retry_after_s))
+    # Without RetryInfo a client does not send again what would be refused again (otlp reference 1.2).
+    too_large = isinstance(refusal, TooLargeError)
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED if too_large else grpc.StatusCode.INVALID_ARGUMENT
+    await context.abort(code, str(refusal))
 
 
-def unavailable(text: str, retry_after_s: int = _RETRY_AFTER_S) -> grpc.Status:
+def unavailable(text: str, retry_after_s: int) -> grpc.Status:
     """UNAVAILABLE with RetryInfo, what OTLP clients try again after."""
     details = AnyMessage()
     details.Pack(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=retry_after_s)))
     return rpc_status.to_status(status_pb2.Status(code=code_pb2.UNAVAILABLE, message=text, details=[details]))
-
-
-def check_endpoint(endpoint: str) -> None:
-    """Make sure that all addresses of an endpoint can be bound; gRPC is content with one and never says why.
-
-    Raises:
-        ConfigError: not ``host:port``, or a host that is not of this machine.
-        BusyError: another process listens there.
-    """
-    host, _, port_text = endpoint.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port_text.isdecimal() or int(port_text) > 65535:
-        raise ConfigError("protocols.grpc.endpoint", endpoint, "host:port, as 127.0.0.1:4317")
-    try:
-        addresses = socket.getaddrinfo(host, int(port_text), type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError("protocols.grpc.endpoint", endpoint, f"a host of this machine ({error})") from error
-    refusals = [refusal for address in addresses if (refusal := _try_bind(address)) is not None]
-    for refusal in refusals:
-        if refusal.errno == errno.EADDRINUSE:
-            raise BusyError(f"{endpoint}: another process listens on this port ({refusal.strerror})") from refusal
-    if len(refusals) == len(addresses):
-        raise ConfigError(
-            "protocols.grpc.endpoint",
-            endpoint,
-            f"an address this process may listen on ({refusals[0].strerror})",
-        ) from refusals[0]
-
-
-def _try_bind(address: tuple[Any, ...]) -> OSError | None:
-    family, kind, protocol, _, target = address
-    try:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-    except OSError as error:
-        return error
-    return None

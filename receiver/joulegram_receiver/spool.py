@@ -1,51 +1,58 @@
 """The spool: one write-ahead log that many append to and that syncs once for all who wait (group commit).
 
 Invariants:
-    * an append returns only after its record is on disk;
+    * an append returns only after its record is as safe as `sync` promises: by default on disk;
+    * a reader is given only what is that safe, and with `interval` only what is on disk: nothing made of a record
+      outlives it;
     * `received_ns` never falls along the log, whatever the wall clock does;
-    * what waits to be written is bounded: beyond the bound an append is refused at once.
+    * what waits to be written, and the log itself, are bounded: beyond a bound an append is refused at once, or the
+      oldest segments go and a record in the log says what went (docs/spool.md).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+import logging
+import os
 from concurrent.futures import Future
-from dataclasses import dataclass
 from threading import Condition, Thread
-from time import perf_counter
-from typing import TYPE_CHECKING, Self
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Literal, Self
 
 from joulegram_pipeline.clock import Clock, SystemClock
 from joulegram_pipeline.errors import BusyError, StorageError
-from joulegram_pipeline.records import LogRecord
+from joulegram_pipeline.records import RecordKind
 from joulegram_pipeline.wal import SEGMENT_BYTES, WriteAheadLog
-from joulegram_pipeline.wal_segment import RECORD_HEADER_BYTES, encode_metadata
+from joulegram_pipeline.wal_segment import encode_metadata
+from joulegram_receiver.spool_drop import Dropper
+from joulegram_receiver.spool_group import COMPANY_S, Groups
+from joulegram_receiver.spool_recent import Recent
+from joulegram_receiver.spool_room import MAX_BYTES, MIN_FREE_BYTES, Room
+from joulegram_receiver.spool_waiting import Waiting, tell
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
     from joulegram_pipeline.metrics import Metrics
-    from joulegram_pipeline.records import Metadata, RecordKind
-    from joulegram_pipeline.span_rows import ScopeRows
+    from joulegram_pipeline.records import LogRecord, Metadata
+    from joulegram_pipeline.span_rows import Extract
+    from joulegram_pipeline.wal import Entry
+    from joulegram_receiver.spool_drop import OnGap
+    from joulegram_receiver.spool_waiting import AnyFuture
 
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
-MAX_RECENT_BYTES = 32 * 1024 * 1024
-"""Of payload kept in memory for the reader; one that is further behind reads the file."""
+SYNC_INTERVAL_S = 1.0
 
+Sync = Literal["always", "interval", "none"]
+Policy = Literal["refuse", "drop_oldest"]
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A record that is not on disk yet, and who waits for it: a task of the loop, or another thread."""
+_SEGMENTS_OF_CAP = 8
+_MIN_SEGMENT_BYTES = 1024 * 1024
 
-    kind: RecordKind
-    received_ns: int
-    payload: bytes
-    future: asyncio.Future[int] | Future[int]
-    parsed: list[ScopeRows] | None
-    metadata: Metadata
+log = logging.getLogger(__name__)
 
 
 class Spool:
@@ -55,9 +62,17 @@ class Spool:
         directory: of the log.
         metrics: spool_bytes, spool_sync_seconds, spool_healed_bytes.
         max_queued_bytes: payload bytes that may wait for the disk.
-        segment_bytes: of the log.
+        segment_bytes: of the log; smaller where `max_bytes` is small.
         clock: gives `received_ns`.
         log: the log itself, where a test brings one that fails.
+        sync: when an append returns: `always` once it is on disk; `interval` once it is written, and it is on disk
+            within `sync_interval_s`; `none` once it is written, and the kernel decides. Leaving syncs in any case.
+        sync_interval_s: of `interval`.
+        max_bytes: of log that is kept.
+        policy: beyond `max_bytes`: `refuse`, or `drop_oldest`: whole segments, each drop with its record in the log.
+        min_free_bytes: that the file system keeps free; 0 does not ask it.
+        on_gap: told of each drop, on the spool's thread: first_lsn, next_lsn, records by kind, bytes.
+        company_s: how long a record may wait for others under load.
 
     Raises (on enter):
         StorageError: the log cannot be opened.
@@ -72,17 +87,35 @@ class Spool:
         segment_bytes: int = SEGMENT_BYTES,
         clock: Clock | None = None,
         log: WriteAheadLog | None = None,
+        sync: Sync = "always",
+        sync_interval_s: float = SYNC_INTERVAL_S,
+        max_bytes: int = MAX_BYTES,
+        policy: Policy = "refuse",
+        min_free_bytes: int = MIN_FREE_BYTES,
+        on_gap: OnGap | None = None,
+        company_s: float = COMPANY_S,
     ) -> None:
-        self._log = log or WriteAheadLog(directory, segment_bytes=segment_bytes)
+        # A log of one segment could never let go of anything.
+        segment_bytes = min(segment_bytes, max(_MIN_SEGMENT_BYTES, max_bytes // _SEGMENTS_OF_CAP))
+        to_disk: Callable[[int], None] = _leave_to_the_kernel if sync == "none" else os.fdatasync
+        self._log = log or WriteAheadLog(directory, segment_bytes=segment_bytes, sync=to_disk)
         self._metrics = metrics
         self._max_queued_bytes = max_queued_bytes
+        self._max_bytes = max_bytes
         self._clock = clock or SystemClock()
-        self._changed = Condition()
-        self._advanced = Condition()
-        self._queue: list[_Waiting] = []
+        self._sync_s = sync_interval_s if sync == "interval" else None
+        room = Room(directory, max_bytes, min_free_bytes)
+        self._dropper = Dropper(directory, self._log, room, on_gap) if policy == "drop_oldest" else None
+        # Where the oldest makes room, only a disk that others fill refuses.
+        self._gate = room if self._dropper is None else Room(directory, 1 << 62, min_free_bytes // 2)
+        self._groups: Groups[Waiting] = Groups(0.0 if self._sync_s is not None else company_s)
         self._queued_bytes = 0
-        self._recent: deque[LogRecord] = deque()
-        self._recent_bytes = 0
+        self._refused_bytes = 0
+        self._failure: str | None = None
+        self._advanced = Condition()
+        self._unsynced: list[tuple[list[Waiting], list[int], int]] = []
+        self._sync_due: float | None = None
+        self._recent = Recent()
         self._last_ns = 0
         self._open = False
         self._thread: Thread | None = None
@@ -96,32 +129,68 @@ class Spool:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
+        with self._groups.lock:
             self._open = False
-            self._changed.notify()
+        self._groups.close()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._log.close)
 
     @property
     def start_lsn(self) -> int:
-        """The oldest position that may be read."""
+        """The oldest position that may be read; a reader whose own lies below goes on here."""
         return self._log.start_lsn
 
     @property
     def durable_lsn(self) -> int:
-        """What lies below is on disk."""
+        """What lies below may be read."""
         return self._log.durable_lsn
+
+    @property
+    def end_lsn(self) -> int:
+        """The position the next record gets; above `durable_lsn` too where a damaged end was cut at the start."""
+        return self._log.end_lsn
+
+    @property
+    def damaged_records(self) -> int:
+        """Records left out in reading so far because they were damaged."""
+        return self._log.damaged_records
+
+    @property
+    def missing_bytes(self) -> int:
+        """Of acknowledged records that no file had at the start."""
+        return self._log.missing_bytes
+
+    @property
+    def fullness(self) -> float:
+        """How full it is, 0 to 1 and above: by what waits for the disk, or by what the log may hold."""
+        queue = self._queued_bytes / self._max_queued_bytes
+        return queue if self._dropper is not None else max(queue, self._held() / self._max_bytes)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it refuses requests at the moment, for /readyz; None where it takes them."""
+        if self._log.poison is not None:
+            return f"spool: {self._log.poison}; nothing is taken until the next start"
+        if not self._open:
+            return "spool: it is not open"
+        if self._failure is not None:
+            return self._failure
+        with self._groups.lock:
+            reason = self._gate.why_not(RecordKind.TRACES, max(1, self._refused_bytes), self._held())
+            if reason is None:
+                self._refused_bytes = 0
+            return reason
 
     async def append(
         self,
         kind: RecordKind,
         payload: bytes,
         received_ns: int | None = None,
-        parsed: list[ScopeRows] | None = None,
+        parsed: Extract | None = None,
         metadata: Metadata = (),
     ) -> int:
-        """Append one record from the loop the spool was entered in and wait until it is on disk.
+        """Append one record from the loop the spool was entered in and wait until it is as safe as `sync` says.
 
         Args:
             kind: what the payload is.
@@ -134,8 +203,8 @@ class Spool:
             Its lsn.
 
         Raises:
-            BusyError: too much waits for the disk; nothing was queued.
-            StorageError: the disk refused it, or the spool is closed.
+            BusyError: too much waits for the disk, or the log or the disk is full; nothing was queued.
+            StorageError: the disk refused it, its metadata is too large, or the spool is closed.
         """
         assert self._loop is not None
         future: asyncio.Future[int] = self._loop.create_future()
@@ -154,44 +223,15 @@ class Spool:
             return self._advanced.wait_for(lambda: self._log.durable_lsn > lsn, timeout_s)
 
     def read(self, lsn: int, max_bytes: int) -> list[LogRecord]:
-        """Durable records from `lsn`; see `WriteAheadLog.read`. What was just written comes from memory, once."""
-        recent = self._recent
-        while recent and recent[0].lsn < lsn:
-            self._forget_recent()
-        found: list[LogRecord] = []
-        size = 0
-        while recent and recent[0].lsn == lsn and size <= max_bytes:
-            record = self._forget_recent()
-            found.append(record)
-            size += len(record.payload)
-            lsn = record.next_lsn
-        return found or self._log.read(lsn, max_bytes)
+        """Durable records from `lsn`; see `WriteAheadLog.read`. What was just written comes from memory, once.
 
-    def _forget_recent(self) -> LogRecord:
-        record = self._recent.popleft()
-        with self._changed:
-            self._recent_bytes -= len(record.payload)
-        return record
-
-    def _remember(self, group: list[_Waiting], lsns: list[int]) -> None:
-        """Keep what is on disk now for the reader, who waits for it as a rule, as far as there is room."""
-        with self._changed:
-            for waiting, lsn in zip(group, lsns, strict=True):
-                if self._recent_bytes + len(waiting.payload) > MAX_RECENT_BYTES:
-                    return
-                following = lsn + RECORD_HEADER_BYTES + len(encode_metadata(waiting.metadata)) + len(waiting.payload)
-                self._recent_bytes += len(waiting.payload)
-                self._recent.append(
-                    LogRecord(
-                        lsn,
-                        following,
-                        waiting.kind,
-                        waiting.received_ns,
-                        waiting.payload,
-                        waiting.parsed,
-                        waiting.metadata,
-                    )
-                )
+        Raises:
+            StorageError: as there; where `drop_oldest` took what stood at `lsn`, the reader goes on at `start_lsn`.
+        """
+        found = self._recent.take(lsn, max_bytes) or self._log.read(lsn, max_bytes)
+        if found and self._dropper is not None:
+            self._dropper.was_read(found[-1].next_lsn)
+        return found
 
     def read_at(self, lsn: int) -> LogRecord:
         """The one durable record at `lsn`; see `WriteAheadLog.read_at`."""
@@ -207,6 +247,12 @@ class Spool:
         if self._log.last_lsn is not None:
             with contextlib.suppress(StorageError):
                 self._last_ns = self._log.read_at(self._log.last_lsn).received_ns
+        if self._log.healed_bytes:
+            log.warning("spool: %d torn bytes were cut from its end and kept aside", self._log.healed_bytes)
+        if self._log.missing_bytes:
+            log.error("spool: %d bytes of acknowledged records are gone from its files", self._log.missing_bytes)
+        if self._dropper is not None:
+            self._dropper.take_up()
         self._metrics.spool_healed_bytes.inc(self._log.healed_bytes)
         self._measure()
         self._open = True
@@ -218,79 +264,103 @@ class Spool:
         kind: RecordKind,
         payload: bytes,
         received_ns: int | None,
-        future: asyncio.Future[int] | Future[int],
-        parsed: list[ScopeRows] | None = None,
+        future: AnyFuture,
+        parsed: Extract | None = None,
         metadata: Metadata = (),
     ) -> None:
-        with self._changed:
+        size = len(payload)
+        if metadata:
+            size += len(encode_metadata(metadata))  # too much of it is refused here, alone
+        with self._groups.lock:
             if not self._open:
                 raise StorageError("the spool is closed; nothing more is taken")
-            if self._queued_bytes and self._queued_bytes + len(payload) > self._max_queued_bytes:
+            if self._queued_bytes and self._queued_bytes + size > self._max_queued_bytes:
                 raise BusyError(
-                    f"spool: {self._queued_bytes} bytes wait for the disk, got {len(payload)} more, "
+                    f"spool: {self._queued_bytes} bytes wait for the disk, got {size} more, "
                     f"expected at most {self._max_queued_bytes} together; try again"
                 )
+            reason = self._gate.why_not(kind, size, self._held())
+            if reason is not None:
+                self._refused_bytes = size
+                raise BusyError(reason)
             now_ns = self._clock.wall_ns() if received_ns is None else received_ns
             self._last_ns = max(self._last_ns, now_ns)
-            self._queue.append(_Waiting(kind, self._last_ns, payload, future, parsed, metadata))
-            self._queued_bytes += len(payload)
-            self._changed.notify()
+            self._queued_bytes += size
+            self._groups.put(Waiting(kind, self._last_ns, payload, metadata, size, future, parsed))
+
+    def _held(self) -> int:
+        return self._log.end_lsn - self._log.start_lsn + self._queued_bytes
 
     def _run(self) -> None:
         """Write all that waits, sync once, tell all who wait; until closed and empty."""
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or not self._open)
-                group, self._queue = self._queue, []
-            if not group:
-                return
-            result = self._commit(group)
-            with self._changed:
-                self._queued_bytes -= sum(len(waiting.payload) for waiting in group)
-            with self._advanced:
-                self._advanced.notify_all()
-            self._tell(group, result)
+            due = self._sync_due
+            group = self._groups.take(None if due is None else max(0.0, due - monotonic()))
+            if group is None:
+                break
+            if group:
+                result = self._commit(group)
+                size = sum(each.size for each in group)
+                with self._groups.lock:
+                    self._queued_bytes -= size
+                tell(group, result, self._loop)
+            if self._sync_due is not None and monotonic() >= self._sync_due:
+                self._sync_late()
+        if self._sync_due is not None:
+            self._sync_late()
 
-    def _commit(self, group: list[_Waiting]) -> list[int] | StorageError:
+    def _commit(self, group: list[Waiting]) -> list[int] | StorageError:
         try:
-            lsns = self._log.append([(each.kind, each.received_ns, each.payload, each.metadata) for each in group])
-            begun = perf_counter()
-            self._log.sync()
+            lsns = self._write(group)
         except StorageError as error:
+            self._failure = f"spool: {error}"
             return error
-        except Exception as error:  # noqa: BLE001 - a dead thread would leave all who wait without an answer
-            return StorageError(f"spool: {type(error).__name__}: {error}")
-        self._metrics.spool_sync_seconds.observe(perf_counter() - begun)
-        self._remember(group, lsns)
+        except Exception as error:
+            # A dead thread would leave all who wait without an answer.
+            log.exception("spool: a group could not be written")
+            self._failure = f"spool: {type(error).__name__}: {error}"
+            return StorageError(self._failure)
+        self._failure = None
         self._measure()
         return lsns
 
-    def _tell(self, group: list[_Waiting], result: list[int] | StorageError) -> None:
-        of_loop: list[tuple[asyncio.Future[int], int | StorageError]] = []
-        for index, waiting in enumerate(group):
-            outcome = result if isinstance(result, StorageError) else result[index]
-            if isinstance(waiting.future, asyncio.Future):
-                of_loop.append((waiting.future, outcome))
-            else:
-                _settle(waiting.future, outcome)
-        if of_loop and self._loop is not None:
-            # The loop is gone only where its tasks, and with them everyone who waited, are gone too.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(_settle_all, of_loop)
+    def _write(self, group: list[Waiting]) -> list[int]:
+        entries: list[Entry] = [each[:4] for each in group]
+        gap = None if self._dropper is None else self._dropper.make_room(group[0].received_ns, entries)
+        lsns = self._log.append(entries) if gap is None else self._log.append([gap, *entries])[1:]
+        self._unsynced.append((group, lsns, self._log.end_lsn))
+        if self._sync_s is None:
+            self._sync_written()
+        elif gap is not None:
+            # Not left to the interval: the note that carries a drop over a crash has room for one.
+            self._sync_due = monotonic()
+        elif self._sync_due is None:
+            self._sync_due = monotonic() + self._sync_s
+        return lsns
+
+    def _sync_written(self) -> None:
+        """Sync what was written since the last time, and give it to the reader."""
+        written, self._unsynced, self._sync_due = self._unsynced, [], None
+        begun = perf_counter()
+        self._log.sync()
+        self._metrics.spool_sync_seconds.observe(perf_counter() - begun)
+        if self._dropper is not None:
+            self._dropper.is_durable()
+        for group, lsns, end_lsn in written:
+            self._recent.put(group, lsns, end_lsn)
+        with self._advanced:
+            self._advanced.notify_all()
+
+    def _sync_late(self) -> None:
+        """The sync of `interval`: those who waited have had their answer."""
+        try:
+            self._sync_written()
+        except StorageError as error:
+            log.critical("spool: acknowledged records are lost if the machine fails now: %s", error)
 
     def _measure(self) -> None:
         self._metrics.spool_bytes.set(self._log.end_lsn - self._log.start_lsn)
 
 
-def _settle(future: asyncio.Future[int] | Future[int], outcome: int | StorageError) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, StorageError):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
-
-
-def _settle_all(outcomes: list[tuple[asyncio.Future[int], int | StorageError]]) -> None:
-    for future, outcome in outcomes:
-        _settle(future, outcome)
+def _leave_to_the_kernel(fd: int) -> None:
+    """The sync of `none`."""

@@ -55,9 +55,7 @@ GrpcFlag = Annotated[
 ]
 HttpFlag = Annotated[
     str | None,
-    typer.Option(
-        "--http-endpoint", help="OTLP/HTTP listener; accepted, comes in a later version.", show_default="none"
-    ),
+    typer.Option("--http-endpoint", help="OTLP/HTTP listener, protobuf and JSON.", show_default="127.0.0.1:4318"),
 ]
 MetricsFlag = Annotated[
     str | None,
@@ -182,6 +180,7 @@ def run(
             emission_factor=emission_factor,
             emission_factor_source=emission_factor_source,
             grpc_endpoint="127.0.0.1:0",
+            http_endpoint="127.0.0.1:0",
             metrics_endpoint="127.0.0.1:0",
         )
         status = run_command(launch, settings, as_json=as_json)

@@ -35,15 +35,27 @@ _EXPECTED = {
 
 
 class MetricsConfig(Section):
-    """Where /metrics, /healthz and /readyz are served."""
+    """Where /metrics, /healthz, /readyz and /debug/pipelines are served.
+
+    With `otlp_interval` the metrics are also sent upstream as OTLP, that often.
+    """
 
     endpoint: Endpoint = "127.0.0.1:9464"
+    otlp_interval: Duration | None = None
+
+
+class LogsConfig(Section):
+    """joulegram's own log on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    encoding: Literal["console", "json"] = "console"
 
 
 class TelemetryConfig(Section):
     """joulegram's own telemetry."""
 
     metrics: MetricsConfig = MetricsConfig()
+    logs: LogsConfig = LogsConfig()
 
 
 class AgentConfig(Section):

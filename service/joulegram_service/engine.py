@@ -198,6 +198,8 @@ class Engine:
                 continue
             if spool.durable_lsn - machine.position < LINGER_BYTES:
                 self._stop.wait(LINGER_S)
+            # What a full spool dropped was counted there, and a record of the gap follows.
+            machine.position = max(machine.position, spool.start_lsn)
             for record in spool.read(machine.position, READ_BYTES):
                 for outputs in machine.feed(record):
                     if not self._commit(outputs):
@@ -210,9 +212,7 @@ class Engine:
 
     def _sync(self) -> bool:
         outbox = self._sinks.outbox
-        return self._retry(self._sinks.ledger.sync, "ledger") and (
-            outbox is None or self._retry(outbox.sync, "outbox")
-        )
+        return self._retry(self._sinks.ledger.sync, "ledger") and (outbox is None or self._retry(outbox.sync, "outbox"))
 
     def _commit(self, outputs: Outputs) -> bool:
         sinks = self._sinks

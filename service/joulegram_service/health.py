@@ -1,4 +1,4 @@
-"""/metrics, /healthz and /readyz on one small listener."""
+"""/metrics, /healthz, /readyz and /debug/pipelines on one small listener."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from joulegram_pipeline.errors import BusyError
+from joulegram_service.pipelines_page import as_html, as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from joulegram_pipeline.metrics import Metrics
+    from joulegram_service.pipelines_page import Stage
 
 
 class _Server(uvicorn.Server):
@@ -40,13 +42,15 @@ class HealthServer:
     """Serves over HTTP; an async context manager.
 
     ``/healthz`` is 200 while the process lives and its engine runs; ``/readyz`` is 200 when nothing keeps it from
-    taking and committing data, else 503 with the reasons; ``/metrics`` is Prometheus text.
+    taking and committing data, else 503 with the reasons; ``/metrics`` is Prometheus text; ``/debug/pipelines`` is a
+    page of what each stage holds, ``?format=json`` for programs.
 
     Args:
         endpoint: host:port; port 0 takes a free one.
         metrics: what is published.
         alive: reasons for not being alive, empty if there are none.
         ready: reasons for not being ready.
+        stages: what /debug/pipelines shows, in the order of the flow.
 
     Raises (on enter):
         BusyError: the port is taken.
@@ -58,11 +62,13 @@ class HealthServer:
         metrics: Metrics,
         alive: Callable[[], list[str]],
         ready: Callable[[], list[str]],
+        stages: Callable[[], list[Stage]],
     ) -> None:
         self._endpoint = endpoint
         self._metrics = metrics
         self._alive = alive
         self._ready = ready
+        self._stages = stages
         self._task: asyncio.Task[None] | None = None
         self._server: _Server | None = None
         self._socket: socket.socket | None = None
@@ -115,12 +121,14 @@ class HealthServer:
             self._socket.close()
 
     async def _app(self, scope: dict[str, Any], _receive: Any, send: Any) -> None:
-        status, kind, body = self._answer(scope.get("path", ""), scope.get("method", ""))
+        status, kind, body = self._answer(
+            scope.get("path", ""), scope.get("method", ""), scope.get("query_string", b"")
+        )
         headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else body})
 
-    def _answer(self, path: str, method: str) -> tuple[int, str, bytes]:
+    def _answer(self, path: str, method: str, query: bytes) -> tuple[int, str, bytes]:
         if method not in {"GET", "HEAD"}:
             return 405, "text/plain; charset=utf-8", b"GET or HEAD\n"
         if path == "/metrics":
@@ -129,4 +137,8 @@ class HealthServer:
             reasons = self._alive() if path == "/healthz" else [*self._alive(), *self._ready()]
             body = json.dumps({"status": "ok" if not reasons else "failing", "reasons": reasons}).encode() + b"\n"
             return 503 if reasons else 200, "application/json", body
-        return 404, "text/plain; charset=utf-8", b"/metrics, /healthz or /readyz\n"
+        if path == "/debug/pipelines":
+            if query == b"format=json":
+                return 200, "application/json", as_json(self._stages())
+            return 200, "text/html; charset=utf-8", as_html(self._stages())
+        return 404, "text/plain; charset=utf-8", b"/metrics, /healthz, /readyz or /debug/pipelines\n"

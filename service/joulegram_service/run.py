@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import secrets
 import signal
@@ -55,9 +54,9 @@ def run_command(launch: Launch, config: Config, *, as_json: bool) -> int:
     Raises:
         JoulegramError: the sidecar could not start; the command was not executed.
     """
-    from joulegram_service.serve import set_up_logging
+    from joulegram_service.logs import set_up_logging
 
-    set_up_logging(logging.WARNING)
+    set_up_logging("warning")
     try:
         return asyncio.run(_run(launch, config, as_json=as_json))
     except CannotExecuteError as error:
@@ -78,7 +77,7 @@ async def _run(launch: Launch, config: Config, *, as_json: bool) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):  # before the command can be seen to run
             loop.add_signal_handler(number, launch.signal, number)
         start_ns = time.time_ns()
-        launch.start(_environment(os.environ, sidecar.receiver.port, run_id))
+        launch.start(_environment(os.environ, sidecar.grpc_port, sidecar.http_port, run_id))
         status = await asyncio.to_thread(launch.wait)
         end_ns = time.time_ns()
         with _progress("waiting for the energy of the command's last second"):
@@ -104,15 +103,19 @@ def _progress(text: str) -> AbstractContextManager[Any]:
     return Console(stderr=True).status(text)
 
 
-def _environment(environ: Mapping[str, str], port: int, run_id: str) -> dict[str, str]:
-    """What the command gets: its own environment, with its telemetry pointed here."""
+def _environment(environ: Mapping[str, str], grpc_port: int, http_port: int, run_id: str) -> dict[str, str]:
+    """What the command gets: its own environment, with its telemetry pointed here.
+
+    The protocol stays what it was where it is one of HTTP: some languages have no exporter for gRPC.
+    """
     out = {name: value for name, value in environ.items() if name not in _OVERRIDING}
     if any(name.lower() in _PROXIES for name in out):
         # gRPC asks a proxy for loopback addresses too, and no proxy reaches this one.
         held = [*_NO_PROXY, *(["no_grpc_proxy"] if "no_grpc_proxy" in out else [])]
         out |= {name: ",".join(filter(None, (out.get(name), _LOOPBACK))) for name in held}
-    out[_ENDPOINT] = f"http://{_LOOPBACK}:{port}"
-    out[_PROTOCOL] = "grpc"
+    over_http = environ.get(_PROTOCOL, "").startswith("http/")
+    out[_ENDPOINT] = f"http://{_LOOPBACK}:{http_port if over_http else grpc_port}"
+    out[_PROTOCOL] = environ[_PROTOCOL] if over_http else "grpc"
     out["KFM_RUN_ID"] = run_id
     return out
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 from joulegram_agent.main import run_agent
 from joulegram_pipeline.errors import JoulegramError
+from joulegram_service.logs import set_up_logging
 from joulegram_service.sidecar import Sidecar
 
 if TYPE_CHECKING:
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from joulegram_service.config import Config
 
 log = logging.getLogger("joulegram")
-
-
-def set_up_logging(level: int = logging.INFO) -> None:
-    """One line an event on stderr; never payload content."""
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
 
 
 def stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
@@ -42,7 +34,7 @@ def serve(config: Config) -> None:
     Raises:
         JoulegramError: it could not start, or its engine failed.
     """
-    set_up_logging()
+    set_up_logging(config.telemetry.logs.level, config.telemetry.logs.encoding)
     asyncio.run(_serve(config))
 
 
@@ -50,13 +42,13 @@ async def _serve(config: Config) -> None:
     stop = stop_event(asyncio.get_running_loop())
     sidecar = Sidecar(config)
     async with sidecar:
-        log.info("OTLP/gRPC on %s, port %d", config.receiver.protocols.grpc.endpoint, sidecar.receiver.port)
+        protocols = config.receiver.protocols
+        log.info("OTLP/gRPC on %s, port %d", protocols.grpc.endpoint, sidecar.grpc_port)
+        if protocols.http.endpoint is not None:
+            log.info("OTLP/HTTP on %s, port %d", protocols.http.endpoint, sidecar.http_port)
         log.info("/metrics, /healthz, /readyz on port %d; data in %s", sidecar.health.port, config.data_dir)
-        if config.receiver.protocols.http.endpoint is not None:
-            log.warning(
-                "receiver.protocols.http.endpoint is set to %r, but this version does not listen there yet",
-                config.receiver.protocols.http.endpoint,
-            )
+        for warning in sidecar.receivers.warnings:
+            log.warning("%s", warning)
         if config.carbon.region is None and config.carbon.factor is None:
             log.warning("no region and no factor: energy will be joined, carbon will not; give --region")
         waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(sidecar.engine.failed.wait())]

@@ -22,13 +22,14 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
 from joulegram_processor.machine import Machine, Settings
 from joulegram_processor.select import Selector
-from joulegram_receiver.grpc_server import GrpcReceiver
 from joulegram_receiver.poller import Poller
 from joulegram_receiver.spool import Spool
 from joulegram_service.carbon_model import build_carbon
 from joulegram_service.engine import Engine, Sinks
 from joulegram_service.health import HealthServer
+from joulegram_service.pipelines_page import Stage
 from joulegram_service.processes import is_ours
+from joulegram_service.receivers import build_receivers
 from joulegram_sink.documents import RunDocuments
 from joulegram_sink.ledger import Ledger
 from joulegram_sink.outbox import Outbox
@@ -135,7 +136,7 @@ class Sidecar:
         config, layout, metrics = self.config, self.layout, self.metrics
         carbon, identity = build_carbon(config)
         stack.enter_context(DirectoryLock(config.data_dir))
-        ledger = stack.enter_context(Ledger(safe_mkdir(layout.ledger), metrics))
+        ledger = self.ledger = stack.enter_context(Ledger(safe_mkdir(layout.ledger), metrics))
         archive = TickArchive(layout.ticks, config.energy.retention)
         stack.callback(archive.close)
         roots = config.stac.roots if config.stac.roots is not None else implied_roots(Path.cwd())
@@ -164,8 +165,10 @@ class Sidecar:
             self._on_pids,
             self._on_run,
         )
-        self.receiver = GrpcReceiver(config.receiver.protocols.grpc.endpoint, self.spool, metrics)
-        self.health = HealthServer(config.telemetry.metrics.endpoint, metrics, self._alive, self._ready)
+        self.receivers = build_receivers(
+            config.receiver, self.spool, metrics, self.machine.extract, lambda: self.spool.fullness
+        )
+        self.health = HealthServer(config.telemetry.metrics.endpoint, metrics, self._alive, self._ready, self._stages)
 
         # Downstream first, so that each finds its consumer ready; left in reverse, so that the receiver stops taking
         # before the poller brings its last tick, the engine commits it, and the upstream has had its chance.
@@ -191,7 +194,22 @@ class Sidecar:
         self.poller = Poller(source, self.spool, last_end_ns=self.machine.store.watermark_ns)
         await enter_all(stack, [source, self.poller])
         stack.push_async_callback(self._bring_last_ticks)
-        await enter_all(stack, [self.receiver, self.health])
+        for listener in (self.receivers.grpc, self.receivers.http):
+            if listener is not None:
+                await enter_all(stack, [listener])
+        stack.callback(self.receivers.health.close)  # before the listeners stop: an open Watch would hold them
+        await enter_all(stack, [self.health])
+        self.receivers.health.set_serving(True)
+
+    @property
+    def grpc_port(self) -> int:
+        """Where OTLP/gRPC is taken."""
+        return self.receivers.grpc.port
+
+    @property
+    def http_port(self) -> int:
+        """Where OTLP/HTTP is taken; 0 where it is not."""
+        return 0 if self.receivers.http is None else self.receivers.http.port
 
     # -- what `joulegram run` tells it -------------------------------------------------------------------------
 
@@ -259,9 +277,30 @@ class Sidecar:
 
     def _ready(self) -> list[str]:
         reasons = [] if self._started else ["starting or stopping"]
-        if self.engine.trouble is not None:
-            reasons.append(self.engine.trouble)
-        return reasons
+        return reasons + [trouble for trouble in (self.spool.trouble, self.engine.trouble) if trouble is not None]
+
+    def _stages(self) -> list[Stage]:
+        """What /debug/pipelines shows, in the order of the flow."""
+        now_ns, spool, machine = time.time_ns(), self.spool, self.machine
+        behind = max(0, spool.durable_lsn - machine.position)
+        watermark_ns = machine.store.watermark_ns
+        admission = self.receivers.admission
+        return [
+            Stage("receiver", {"in_flight_bytes": admission.held_bytes}),
+            Stage(
+                "spool",
+                {"bytes": spool.end_lsn - spool.start_lsn, "durable_lsn": spool.durable_lsn},
+                last_error=spool.trouble,
+            ),
+            Stage(
+                "agent",
+                {"source": machine.store.last_reason or "measuring"},
+                oldest_s=None if not watermark_ns else max(0.0, (now_ns - watermark_ns) / 1e9),
+            ),
+            Stage("engine", {"unread_bytes": behind, "position": machine.position}, last_error=self.engine.trouble),
+            Stage("join", machine.holds(), oldest_s=machine.oldest_waiting_s(now_ns)),
+            Stage("ledger", {"lines": self.ledger.state().lines, "bytes": self.ledger.state().bytes}),
+        ]
 
     async def _bring_last_ticks(self) -> None:
         """After the receiver stopped: what came in the last second can still get its energy."""

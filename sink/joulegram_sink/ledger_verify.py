@@ -37,6 +37,7 @@ class VerifyReport:
         spans: lines of kind ``span``.
         runs: lines of kind ``run``.
         head: hash of the last line; keep it with `lines` to pin this ledger for the next verification.
+        gaps: lines that say what was dropped before it was recorded.
         problems: the first of them, in the order of the file; each names file and line.
         anchored_lines: how many lines from the first an expected head pins; 0 where none was given or none
             matched.
@@ -45,6 +46,7 @@ class VerifyReport:
     lines: int
     spans: int
     runs: int
+    gaps: int
     head: str
     problems: tuple[LedgerError, ...]
     anchored_lines: int = 0
@@ -56,7 +58,8 @@ class VerifyReport:
 
     def text(self) -> str:
         """The report for people, ending in what it covers and what it does not."""
-        out = [f"{self.lines} lines: {self.spans} spans, {self.runs} runs; head {self.head}"]
+        gaps = f", {self.gaps} gaps" if self.gaps else ""
+        out = [f"{self.lines} lines: {self.spans} spans, {self.runs} runs{gaps}; head {self.head}"]
         out += [f"problem: {problem}" for problem in self.problems]
         if self.anchored_lines:
             out.append(f"covered: {_COVERED}; lines 1 to {self.anchored_lines} are those of the expected head")
@@ -82,6 +85,7 @@ class _Walk:
     lines: int = 0
     spans: int = 0
     runs: int = 0
+    gaps: int = 0
     head: str = ZERO_HASH
     pos: tuple[int, int] = (-1, -1)
     anchored: int = 0
@@ -114,7 +118,7 @@ def verify(directory: Path, expect_head: str | None = None, expect_lines: int | 
         except OSError as error:
             raise StorageError(f"cannot read ledger {str(path)!r}: {error.strerror or error}") from error
     _anchor(walk, segments[-1].name if segments else str(directory))
-    return VerifyReport(walk.lines, walk.spans, walk.runs, walk.head, tuple(walk.problems), walk.anchored)
+    return VerifyReport(walk.lines, walk.spans, walk.runs, walk.gaps, walk.head, tuple(walk.problems), walk.anchored)
 
 
 def _segment(path: Path, walk: _Walk) -> None:
@@ -193,8 +197,10 @@ def _kind(where: str, value: dict[str, Any], walk: _Walk) -> None:
         walk.spans += 1
     elif kind == "run":
         walk.runs += 1
+    elif kind == "gap":
+        walk.gaps += 1
     else:
-        walk.problem(where, f"got kind {kind!r}, expected 'span' or 'run'")
+        walk.problem(where, f"got kind {kind!r}, expected 'span', 'run' or 'gap'")
         return
     match value.get("pos"):
         case [int(lsn), int(ordinal)]:

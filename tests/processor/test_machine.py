@@ -303,6 +303,25 @@ def test_a_process_that_is_forgotten_speaks_for_nobody() -> None:
     assert node.lines[-1]["energy"]["total_uj"] == 900
 
 
+def test_what_a_full_spool_dropped_is_a_line_of_the_ledger() -> None:
+    """Each loss is written down; a request dropped while it waited leaves nothing but its spans."""
+    node = Node()
+    node.log.traces(span(1, T0, T0 + S), resource={"kfm.run_id": RUN})
+    node.feed()
+    lost = {"traces": 3, "ticks": 1}
+    node.log.control(
+        "spool.gap", RUN, first_lsn=0, next_lsn=node.log.end, records=lost, unread={"traces": 2}, bytes=900
+    )
+    node.log.start_lsn = node.log.end
+    node.tick(1, cpu_uj=900, busy_ns=S, total_ns=S)
+    node.feed()
+    (gap,) = [line for line in node.lines if line["kind"] == "gap"]
+    validate("ledger-line-v1", {**gap, "seq": 1, "prev_hash": "sha256:" + "0" * 64})
+    assert (gap["records"], gap["unread"], gap["bytes"], gap["first_lsn"]) == (lost, {"traces": 2}, 900, 0)
+    assert [line["kind"] for line in node.lines] == ["gap", "span"]
+    assert node.sent == []
+
+
 def test_a_run_ends_when_nothing_comes_of_it_any_more() -> None:
     """Idle timeout in log time, which ticks alone drive on."""
     node = Node(max_wait_ns=S, run_idle_ns=10 * S)

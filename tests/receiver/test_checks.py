@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from joulegram_receiver.checks import broken_spans, explain, fault
+from joulegram_pipeline.span_rows import scope_rows
+from joulegram_receiver.checks import broken_rows, explain, fault
 
 
 def request(*spans: dict[str, Any]) -> Any:
@@ -33,7 +34,7 @@ BROKEN = {
 @pytest.mark.parametrize(("fields", "reason", "text"), BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_span_is_found_and_said(fields: dict[str, Any], reason: str, text: str) -> None:
     """Both the quick search and the explanation see each fault."""
-    (found,) = broken_spans(request({}, fields, {}))
+    (found,) = broken_rows(scope_rows(request({}, fields, {})))
     said = fault(found)
     assert said is not None
     assert said[0] == reason
@@ -43,12 +44,13 @@ def test_a_broken_span_is_found_and_said(fields: dict[str, Any], reason: str, te
 def test_whole_spans_are_not_found() -> None:
     """An end equal to its start and an empty name are OTLP."""
     message = request({}, {"name": ""}, {"parent_span_id": b"odd"})
-    assert broken_spans(message) == []
+    assert broken_rows(scope_rows(message)) == []
 
 
 def test_five_are_named_and_the_rest_counted() -> None:
     """The message stays short however many spans are broken, and however long their names are."""
-    text, counts = explain(broken_spans(request(*({"name": f"n{i}" * 60, "span_id": b""} for i in range(9)))))
+    message = request(*({"name": f"n{i}" * 60, "span_id": b""} for i in range(9)))
+    text, counts = explain(broken_rows(scope_rows(message)))
     assert counts == {"span_id": 9}
     assert text.count("forwarded without energy") == 5
     assert text.endswith("; and 4 more")

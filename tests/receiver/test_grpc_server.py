@@ -29,9 +29,12 @@ from joulegram_pipeline.errors import BusyError, ConfigError
 from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
 from joulegram_pipeline.wal import WriteAheadLog
-from joulegram_receiver.grpc_server import GrpcReceiver
+from joulegram_receiver.admission import Admission
+from joulegram_receiver.grpc_server import GrpcReceiver, Keepalive
+from joulegram_receiver.intake import Intake
 from joulegram_receiver.spool import Spool
 from simulators.otlp_server import SERVICES
+from simulators.receivers import BY_NAME, requests
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -361,7 +364,7 @@ def test_a_bad_endpoint_is_a_config_error(tmp_path: Path, endpoint: str) -> None
             with pytest.raises(ConfigError) as error:
                 async with GrpcReceiver(endpoint, spool, Metrics()):
                     pass
-            assert (error.value.key, error.value.got) == ("protocols.grpc.endpoint", endpoint)
+            assert (error.value.key, error.value.got) == ("receiver.protocols.grpc.endpoint", endpoint)
 
     asyncio.run(main())
 
@@ -386,5 +389,138 @@ def test_a_request_under_way_at_stop_is_answered(tmp_path: Path) -> None:
             assert await call == b""
             assert len(client.stored()) == 1
             await client.channel.close(None)
+
+    asyncio.run(main())
+
+
+def test_profiles_are_passed_through(tmp_path: Path) -> None:
+    """The fourth signal, in development, stored as it came and checked like the others."""
+    request = requests()["profiles"]
+
+    async def main() -> None:
+        async with running(tmp_path) as client:
+            call = client.channel.unary_unary(f"/{BY_NAME['profiles'].service}/Export", None, None)
+            assert await call(request, timeout=20) == b""
+            assert await call(b"", timeout=20) == b""
+            assert client.stored() == [(RecordKind.PROFILES, request)]
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await call(b"\x0a\x7f", timeout=20)
+            assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert client.metric("refused_requests", signal="profiles", reason="malformed") == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("size", [20_000, 1_000_000])
+def test_headers_above_the_limit_are_refused(tmp_path: Path, size: int) -> None:
+    """RESOURCE_EXHAUSTED, always and not by chance; the next call on the connection works."""
+
+    async def main() -> None:
+        async with running(tmp_path) as client:
+            for _ in range(5):
+                with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                    await client.export(traces(span()), metadata=(("x-tenant", "a" * size),))
+                assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await client.export(traces(span()), metadata=(("x-tenant", "a" * 8000),)) == b""
+            assert len(client.stored()) == 1
+
+    asyncio.run(main())
+
+
+def test_retry_info_grows_with_the_backlog(tmp_path: Path) -> None:
+    """Refused before it is parsed: what came is not even protobuf."""
+    fullness = [0.0]
+
+    async def main() -> None:
+        metrics = Metrics()
+        async with Spool(tmp_path, metrics) as spool:
+            intake = Intake(spool, metrics, admission=Admission(1, backlog=lambda: fullness[0]))
+            async with GrpcReceiver("127.0.0.1:0", intake, metrics) as receiver:
+                client = Running(receiver, spool, metrics)
+                assert await client.export(traces(span())) == b""
+                fullness[0] = 1.0
+                with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                    await client.export(b"\xff")
+                metadata: Any = refusal.value.trailing_metadata()
+                info = error_details_pb2.RetryInfo()
+                status_pb2.Status.FromString(metadata["grpc-status-details-bin"]).details[0].Unpack(info)
+                assert (refusal.value.code(), info.retry_delay.seconds) == (grpc.StatusCode.UNAVAILABLE, 30)
+                await client.channel.close(None)
+
+    asyncio.run(main())
+
+
+def test_services_and_interceptors_are_added(tmp_path: Path) -> None:
+    """Health and access control go beside and around what is here."""
+
+    class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+        async def intercept_service(self, continuation: Any, details: Any) -> Any:
+            if dict(details.invocation_metadata).get("x-token") == "right":
+                return await continuation(details)
+
+            async def refuse(request: bytes, context: Any) -> None:
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    def add(server: grpc.aio.Server) -> None:
+        async def say(request: bytes, context: Any) -> bytes:
+            return request * 2
+
+        handler = grpc.method_handlers_generic_handler("more.Echo", {"Say": grpc.unary_unary_rpc_method_handler(say)})
+        server.add_generic_rpc_handlers((handler,))
+
+    async def main() -> None:
+        async with running(tmp_path, services=[add], interceptors=[Gate()]) as client:
+            right = (("x-token", "right"),)
+            echo = client.channel.unary_unary("/more.Echo/Say", None, None)
+            assert await echo(b"ab", metadata=right) == b"abab"
+            assert await client.export(traces(span()), metadata=right) == b""
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await client.export(traces(span()))
+            assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+    asyncio.run(main())
+
+
+def test_a_unix_socket_is_served(tmp_path: Path) -> None:
+    """unix:/path, for the owner and its group; who else would listen there is refused."""
+    endpoint = f"unix:{tmp_path / 'otlp.sock'}"
+
+    async def main() -> None:
+        metrics = Metrics()
+        async with Spool(tmp_path / "spool", metrics) as spool, GrpcReceiver(endpoint, spool, metrics):
+            assert (tmp_path / "otlp.sock").stat().st_mode & 0o777 == 0o660
+            async with grpc.aio.insecure_channel(endpoint) as channel:
+                call = channel.unary_unary(f"/{SERVICES['traces']}/Export", None, None)
+                assert await call(traces(span()), timeout=20) == b""
+            with pytest.raises(BusyError, match="another process listens there"):
+                async with GrpcReceiver(endpoint, spool, metrics):
+                    pass
+
+    asyncio.run(main())
+
+
+def test_keepalive_is_said_in_the_words_of_grpc() -> None:
+    """Milliseconds; what is not set is left to gRPC."""
+    assert Keepalive().options() == []
+    assert Keepalive(max_connection_age_s=1.5, time_s=30).options() == [
+        ("grpc.max_connection_age_ms", 1500),
+        ("grpc.keepalive_time_ms", 30000),
+    ]
+
+
+def test_an_aged_connection_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
+    """max_connection_age: the client connects anew, and every call is answered."""
+
+    async def main() -> None:
+        age = Keepalive(max_connection_age_s=0.2, max_connection_age_grace_s=5)
+        async with running(tmp_path, keepalive=age) as client:
+            until = asyncio.get_running_loop().time() + 1
+            sent = 0
+            while asyncio.get_running_loop().time() < until:
+                assert await client.export(traces(span()), wait_for_ready=True) == b""
+                sent += 1
+            assert client.metric("accepted_spans") == sent
 
     asyncio.run(main())

@@ -55,7 +55,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "an unknown key three floors down": (
         "receiver: {protocols: {grpc: {endpont: 'x:1'}}}",
         "receiver.protocols.grpc.endpont: got 'x:1'",
-        "no such key; here may stand endpoint",
+        "no such key; here may stand auth, endpoint",
     ),
     "an unknown key of the factor": (
         "carbon: {factor: {kg_per_kwh: 0.4, source: bill, unit: g}}",
@@ -95,7 +95,7 @@ BAD: dict[str, tuple[str, str, str]] = {
         "expected 'bucket' or 'share'",
     ),
     "a STAC key that is none": ("stac: {key: carbon}", "stac.key: got 'carbon'", "'telemetry' or 'kfm:telemetry'"),
-    "a section that is a number": ("receiver: 4317", "receiver: got 4317", "a mapping that may hold protocols"),
+    "a section that is a number": ("receiver: 4317", "receiver: got 4317", "a mapping that may hold limits, meta"),
     "a section that is empty": (
         "carbon:",
         "carbon: got None",

@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_service.config import load_config
 from joulegram_service.health import HealthServer
 from joulegram_service.sidecar import Sidecar
+from simulators.traces import request, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -31,6 +33,7 @@ def config(data_dir: Path, **endpoints: str) -> Config:
         ("data_dir",): data_dir,
         ("agent", "source"): "none",
         ("receiver", "protocols", "grpc", "endpoint"): endpoints.get("grpc", "127.0.0.1:0"),
+        ("receiver", "protocols", "http", "endpoint"): "127.0.0.1:0",
         ("telemetry", "metrics", "endpoint"): endpoints.get("metrics", "127.0.0.1:0"),
     }
     return load_config(None, flags, {})
@@ -59,6 +62,29 @@ def with_sidecar(tmp_path: Path, work: Callable[[Sidecar], Coroutine[Any, Any, N
             await work(sidecar)
 
     asyncio.run(life())
+
+
+def test_the_page_of_pipelines_shows_what_each_stage_holds(tmp_path: Path) -> None:
+    """Issue 4: what each stage holds, oldest item, last error; for people, and for programs with ?format=json."""
+
+    async def work(sidecar: Sidecar) -> None:
+        now_ns = time.time_ns()
+        body = request(span(1, now_ns - 10**8, now_ns, name="etl.job"))
+        await sidecar.receive_span(body)
+        await sidecar.engine.drain(5)
+        status, headers, page = await ask(sidecar.health.port, "/debug/pipelines")
+        assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+        status, headers, raw = await ask(sidecar.health.port, "/debug/pipelines?format=json")
+        assert (status, headers["content-type"]) == (200, "application/json")
+        stages = {stage["name"]: stage for stage in json.loads(raw)["stages"]}
+        assert [*stages] == ["receiver", "spool", "agent", "engine", "join", "ledger"]
+        assert all(name.encode() in page for name in stages)
+        assert stages["join"]["holds"]["spans"] == 1
+        assert stages["join"]["oldest_s"] is not None
+        assert stages["spool"]["holds"]["bytes"] > len(body)
+        assert all(stage["last_error"] is None for stage in stages.values())
+
+    with_sidecar(tmp_path, work)
 
 
 def test_a_sidecar_that_runs_is_alive_and_ready(tmp_path: Path) -> None:
@@ -146,7 +172,8 @@ def test_anything_else_is_refused(tmp_path: Path) -> None:
         for method, path, expected in REFUSED:
             status, _, body = await ask(sidecar.health.port, path, method)
             assert status == expected, (method, path)
-            assert body == (b"GET or HEAD\n" if expected == 405 else b"/metrics, /healthz or /readyz\n")
+            pages = b"/metrics, /healthz, /readyz or /debug/pipelines\n"
+            assert body == (b"GET or HEAD\n" if expected == 405 else pages)
         assert (await ask(sidecar.health.port, "/healthz?verbose=1"))[0] == 200
 
     with_sidecar(tmp_path, work)
@@ -157,9 +184,9 @@ def test_a_sidecar_can_be_started_again_in_one_process(tmp_path: Path) -> None:
 
     async def life() -> None:
         async with Sidecar(config(tmp_path / "a")) as first:
-            ports = {"grpc": f"127.0.0.1:{first.receiver.port}", "metrics": f"127.0.0.1:{first.health.port}"}
+            ports = {"grpc": f"127.0.0.1:{first.grpc_port}", "metrics": f"127.0.0.1:{first.health.port}"}
         async with Sidecar(config(tmp_path / "a", **ports)) as again, Sidecar(config(tmp_path / "b")) as other:
-            assert (again.receiver.port, again.health.port) == (first.receiver.port, first.health.port)
+            assert (again.grpc_port, again.health.port) == (first.grpc_port, first.health.port)
             for sidecar in (again, other):
                 assert (await ask(sidecar.health.port, "/readyz"))[0] == 200
             again.metrics.ledger_lines.inc(5)
@@ -218,7 +245,7 @@ def test_a_start_that_fails_at_the_end_is_undone(tmp_path: Path) -> None:
 
     async def succeeds() -> None:
         async with Sidecar(config(tmp_path, grpc=f"127.0.0.1:{grpc_port}")) as sidecar:
-            assert sidecar.receiver.port == grpc_port
+            assert sidecar.grpc_port == grpc_port
 
     asyncio.run(succeeds())
 
@@ -246,7 +273,7 @@ def test_a_port_that_is_bound_but_not_yet_listened_on_does_not_hang_the_start() 
             rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             rival.bind(("127.0.0.1", 0))
             endpoint = f"127.0.0.1:{rival.getsockname()[1]}"
-            server = HealthServer(endpoint, Metrics(), list, list)
+            server = HealthServer(endpoint, Metrics(), list, list, list)
             # Runs when the start first waits: between its bind and the moment its server would listen.
             asyncio.get_running_loop().call_soon(lambda: contest(rival))
             async with asyncio.timeout(5), server:
@@ -264,7 +291,7 @@ def test_endpoints_may_be_names_and_ipv6(endpoint: str) -> None:
     """What the configuration takes for an endpoint is one."""
 
     async def life() -> None:
-        async with HealthServer(endpoint, Metrics(), list, list) as server:
+        async with HealthServer(endpoint, Metrics(), list, list, list) as server:
             assert server.port > 0
 
     asyncio.run(life())
@@ -274,7 +301,7 @@ def test_a_host_that_is_none_is_said(tmp_path: Path) -> None:
     """The endpoint is quoted with the resolver's answer."""
 
     async def life() -> None:
-        async with HealthServer("no.such.host.invalid:0", Metrics(), list, list):
+        async with HealthServer("no.such.host.invalid:0", Metrics(), list, list, list):
             pass
 
     with pytest.raises(BusyError, match=r"cannot listen on 'no\.such\.host\.invalid:0'"):

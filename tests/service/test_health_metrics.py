@@ -32,6 +32,7 @@ def config(tmp_path: Path, upstream: int, roots: list[Path]) -> Config:
         ("data_dir",): tmp_path / "data",
         ("agent", "source"): "model",
         ("receiver", "protocols", "grpc", "endpoint"): "127.0.0.1:0",
+        ("receiver", "protocols", "http", "endpoint"): "127.0.0.1:0",
         ("telemetry", "metrics", "endpoint"): "127.0.0.1:0",
         ("upstream", "endpoint"): f"grpc://127.0.0.1:{upstream}",
         ("stac", "roots"): roots,
@@ -84,7 +85,7 @@ def test_every_metric_moves_when_what_it_counts_happens(tmp_path: Path) -> None:
 
     async def first_life(port: int) -> None:
         async with Sidecar(config(tmp_path, port, [tmp_path])) as sidecar:
-            otlp = sidecar.receiver.port
+            otlp = sidecar.grpc_port
             now_ns = time.time_ns()
             good = span(1, now_ns - 10**8, now_ns, name="etl.job", attributes={"kfm.run_id": "etl-run-0001"})
             assert await send(otlp, "traces", request(good)) is grpc.StatusCode.OK

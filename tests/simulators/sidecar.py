@@ -133,7 +133,12 @@ class Serve(Service):
         self, directory: Path, *arguments: str, name: str = "serve", environment: dict[str, str] | None = None
     ) -> None:
         self.data = directory / "data"
-        endpoints = ("--grpc-endpoint=127.0.0.1:0", "--metrics-endpoint=127.0.0.1:0", f"--data-dir={self.data}")
+        endpoints = (
+            "--grpc-endpoint=127.0.0.1:0",
+            "--http-endpoint=127.0.0.1:0",
+            "--metrics-endpoint=127.0.0.1:0",
+            f"--data-dir={self.data}",
+        )
         super().__init__(directory, "serve", *endpoints, *arguments, name=name, environment=environment)
 
     @property

@@ -170,6 +170,7 @@ class Log:
         self.records: list[LogRecord] = []
         self._at: dict[int, LogRecord] = {}
         self.end = 0
+        self.start_lsn = 0
         self.now_ns = T0
 
     def read_at(self, lsn: int) -> LogRecord:

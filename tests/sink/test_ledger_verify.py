@@ -59,7 +59,7 @@ BAD: dict[str, tuple[Callable[[Lines], Lines], str, str]] = {
         "RFC 8785",
     ),
     "edited to a list": (change(4, lambda line: b"[]"), ":4", "expected a JSON object"),
-    "kind edited": (change(4, lambda line: edit(line, kind="note")), ":4", "expected 'span' or 'run'"),
+    "kind edited": (change(4, lambda line: edit(line, kind="note")), ":4", "expected 'span', 'run' or 'gap'"),
     "seq edited": (change(4, lambda line: edit(line, seq="3")), ":4", "got seq '3', expected 3"),
     "pos removed": (
         change(4, lambda line: canonical({k: v for k, v in json.loads(line).items() if k != "pos"})),
