@@ -34,6 +34,7 @@ class Extract:
         pids: the process of each, 0 where none is known.
         extras: attributes the join reads or replaces, by row; absent where a span has none.
         links: trace id + span id of spans that are not joined to those of their parents, where any may be needed.
+        roots: traces whose root is here and is not joined, where any span of the request is.
         broken: spans that would be joined, did they not break OTLP.
     """
 
@@ -44,6 +45,7 @@ class Extract:
     pids: list[int] = field(default_factory=list)
     extras: dict[int, dict[str, Any]] = field(default_factory=dict)
     links: dict[bytes, bytes] = field(default_factory=dict)
+    roots: set[bytes] = field(default_factory=set)
     broken: list[Row] = field(default_factory=list)
 
 

@@ -21,7 +21,6 @@ from joulegram_pipeline.wal_segment import (
     V1_MARK,
     Segment,
     read_whole,
-    refuse_later_version,
     said_length,
     with_header,
 )
@@ -89,7 +88,6 @@ def identify(fd: int, segment: Segment) -> Segment:
         guess = replace(segment, mark=mark, damaged_header=True)
         if read_whole(fd, guess, lsn, end, 0):
             return guess
-    refuse_later_version(segment, header)
     return replace(segment, damaged_header=any(header))
 
 

@@ -2,7 +2,7 @@
 
 Format, version 2 (little-endian):
     * segment: 16 bytes ``JGWAL``, u8 version, u16 flags, u32 mark, u32 CRC32C of these 12 bytes and of the base
-      lsn as u64; then records without padding. The base stands in the file's name;
+      lsn as u64; then records without padding. The base stands in the file's name. Later versions keep this checksum;
     * record: u32 length of what follows the header, u32 CRC32C of the record's lsn as u64 and of all that follows
       the checksum, u8 kind, 1 zero byte, u16 metadata length, u32 mark, u64 received_ns, metadata as JSON pairs
       (none: no bytes), payload;
@@ -122,36 +122,31 @@ def new_mark() -> int:
             return int.from_bytes(drawn, "little")
 
 
-def segment_header(base: int, mark: int, *, after_hole: bool = False) -> bytes:
+def segment_header(base: int, mark: int, *, after_hole: bool = False, version: int = VERSION) -> bytes:
     """The first 16 bytes of a segment."""
-    head = _HEADER.pack(MAGIC, VERSION, AFTER_HOLE if after_hole else 0, mark)
+    head = _HEADER.pack(MAGIC, version, AFTER_HOLE if after_hole else 0, mark)
     return head + _U32.pack(_crc_of(head + _U64.pack(base)))
 
 
 def with_header(segment: Segment, header: bytes) -> Segment:
-    """The segment with what its header says; `mark` stays None if that is not a header of this very segment."""
-    if header == _V1_HEADER.pack(MAGIC, 1, segment.base):
-        return replace(segment, mark=V1_MARK)
-    if len(header) == SEGMENT_HEADER_BYTES:
-        magic, version, flags, mark = _HEADER.unpack_from(header)
-        if (magic, version) == (MAGIC, VERSION) and header == segment_header(
-            segment.base, mark, after_hole=flags == AFTER_HOLE
-        ):
-            return replace(segment, mark=mark, after_hole=flags == AFTER_HOLE)
-    return segment
-
-
-def refuse_later_version(segment: Segment, header: bytes) -> None:
-    """Keep away from a file that a later joulegram wrote.
+    """The segment with what its header says; `mark` stays None if that is not a header of this very segment.
 
     Raises:
-        StorageError: quoting what stood there and what was expected.
+        StorageError: it is one of a later version, which is not to be touched.
     """
-    if header[:5] == MAGIC and len(header) > 5 and header[5] > VERSION:
+    if header == _V1_HEADER.pack(MAGIC, 1, segment.base):
+        return replace(segment, mark=V1_MARK)
+    if len(header) < SEGMENT_HEADER_BYTES or header[12:] != _U32.pack(_crc_of(header[:12] + _U64.pack(segment.base))):
+        return segment
+    magic, version, flags, mark = _HEADER.unpack_from(header)
+    if magic != MAGIC or version < VERSION:
+        return segment
+    if version > VERSION:
         raise StorageError(
-            f"log segment {str(segment.path)!r} begins with {header.hex()!r}, expected format version 1 or {VERSION}, "
-            f"got {header[5]}: a later joulegram wrote it"
+            f"log segment {str(segment.path)!r} begins with {header.hex()!r}: "
+            f"expected format version 1 or {VERSION}, got {version}; a later joulegram wrote it"
         )
+    return replace(segment, mark=mark, after_hole=bool(flags & AFTER_HOLE))
 
 
 def record_header(

@@ -27,7 +27,7 @@ from joulegram_processor.join_columns import ColumnJoiner
 from joulegram_processor.repeats import Repeats
 from joulegram_processor.runs import Run, account_of, publish
 from joulegram_processor.select import Selector
-from joulegram_processor.spans import Batch, SpanReader, reported_uj
+from joulegram_processor.spans import Batch, SpanReader, reported_uj, roots_of
 from joulegram_processor.tally import Tally
 from joulegram_processor.waiting import ANY_RUN, NO_EXTRAS, Waiting
 from joulegram_processor.wire import splice, splice_all
@@ -233,6 +233,8 @@ class Machine:
             # The receiver refuses these; a spool of another version may hold one. It travels on as it came.
             batch = Batch(record.lsn, record.received_ns)
         if not batch.rows:
+            if self._waiting.rootless:
+                self._waiting.root(roots_of(record.payload))
             yield self._pass_on(record)
             return
         self._metrics.duplicate_spans.inc(self._repeats.mark(batch))

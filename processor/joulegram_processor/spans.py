@@ -67,6 +67,7 @@ class Batch:
         keys: trace id + span id of each, `parents` likewise of its parent, empty for a root; `starts` and `ends` in ns.
         total: spans in the request.
         links: parent keys of the spans that are not selected, where some are and some are not.
+        roots: traces whose root is among those.
     """
 
     __slots__ = (
@@ -81,6 +82,7 @@ class Batch:
         "pids",
         "received_ns",
         "repeated",
+        "roots",
         "rows",
         "runs",
         "starts",
@@ -97,6 +99,7 @@ class Batch:
         self.pids: list[int] = []
         self.extras: dict[int, dict[str, Any]] = {}
         self.links: dict[bytes, bytes] = {}
+        self.roots: set[bytes] = set()
         self.keys: list[bytes] = []
         self.parents: list[bytes] = []
         self.starts: list[int] = []
@@ -137,7 +140,8 @@ class SpanReader:
         found = record.parsed if record.parsed is not None else self.extract(record.payload)
         batch = Batch(record.lsn, record.received_ns)
         batch.total, batch.rows, batch.indices = found.total, found.rows, found.indices
-        batch.runs, batch.pids, batch.extras, batch.links = found.runs, found.pids, found.extras, found.links
+        batch.runs, batch.pids, batch.extras = found.runs, found.pids, found.extras
+        batch.links, batch.roots = found.links, found.roots
         # Columns are taken while the rows are still in the cache: a second and fifty thousand spans later they are not.
         batch.keys = [row[TRACE] + row[SPAN] for row in batch.rows]
         batch.parents = [row[PARENT] and row[TRACE] + row[PARENT] for row in batch.rows]
@@ -256,15 +260,21 @@ class SpanReader:
 
     @staticmethod
     def _link(found: Extract, named: list[Any]) -> None:
-        """Name the parents of the spans that are not joined, by which those below them find the next that is."""
-        found.links = {
-            span.trace_id + span.span_id: span.trace_id + parent
-            for _, spans, _, _ in named
-            for span in spans
-            if len(parent := span.parent_span_id) == len(NO_SPAN) and parent != NO_SPAN
-        }
-        for row in found.rows:
-            found.links.pop(row[TRACE] + row[SPAN], None)
+        """Note roots, and parents by which a span finds the next above it that is joined, of spans that are not.
+
+        A root that is not joined ends the wait of its trace like any other.
+        """
+        keys = {row[TRACE] + row[SPAN] for row in found.rows}
+        for _, spans, _, _ in named:
+            for span in spans:
+                trace, parent = span.trace_id, span.parent_span_id
+                key = trace + span.span_id
+                if key in keys:
+                    continue
+                if len(parent) == len(NO_SPAN) and parent != NO_SPAN:
+                    found.links[key] = trace + parent
+                elif not parent:
+                    found.roots.add(trace)
 
     def _selects(self, name: str) -> bool:
         known = self._by_name.get(name)
@@ -280,6 +290,21 @@ def _parse(payload: bytes) -> Any:
         return ExportTraceServiceRequest.FromString(payload)
     except Exception as error:  # protobuf's DecodeError is not the same class in every backend
         raise WireError(f"got {len(payload)} bytes that are not an ExportTraceServiceRequest: {error}") from error
+
+
+def roots_of(payload: bytes) -> set[bytes]:
+    """The traces whose root is in a request; none where it is not one."""
+    try:
+        request = _parse(payload)
+    except WireError:
+        return set()
+    return {
+        span.trace_id
+        for group in request.resource_spans
+        for scope in group.scope_spans
+        for span in scope.spans
+        if not span.parent_span_id
+    }
 
 
 def process_of(resource: dict[str, Any]) -> int:

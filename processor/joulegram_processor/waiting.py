@@ -65,6 +65,8 @@ class Waiting:
         """The process that speaks for a run's spans."""
         self.count = 0
         """Spans that wait."""
+        self.rootless: set[bytes] = set()
+        """Traces that wait for their root."""
         self._traces: dict[bytes, _Trace] = {}
 
     def name(self, run_id: str, pid: int, *, alone: bool) -> None:
@@ -80,6 +82,12 @@ class Waiting:
         self.run_pids.pop(run_id, None)
         if alone:
             self.run_pids.pop(ANY_RUN, None)
+
+    def root(self, trace_ids: set[bytes]) -> None:
+        """The roots of these traces have come, though none of them is joined."""
+        for trace_id in trace_ids & self.rootless:
+            self._traces[trace_id].rooted = True
+            self.rootless.discard(trace_id)
 
     def release(self, batch: Batch) -> None:
         """Hold a request no longer."""
@@ -130,7 +138,11 @@ class Waiting:
             trace.parts.append((batch, rows))
             trace.count += len(rows)
             trace.end_ns = max(trace.end_ns, *(batch.rows[at][END] for at in rows))
-            trace.rooted = trace.rooted or not all(batch.rows[at][PARENT] for at in rows)
+            trace.rooted = trace.rooted or trace_id in batch.roots or not all(batch.rows[at][PARENT] for at in rows)
+            if trace.rooted:
+                self.rootless.discard(trace_id)
+            else:
+                self.rootless.add(trace_id)
             trace.links.update(batch.links)
             self.count += len(rows)
 
@@ -146,6 +158,7 @@ class Waiting:
         links: dict[bytes, bytes] = {}
         for key in keys:
             trace = self._traces.pop(key)
+            self.rootless.discard(key)
             parts += trace.parts
             links.update(trace.links)
         parts.sort(key=_by_lsn)
@@ -186,6 +199,7 @@ class Waiting:
                 }
                 for batch in self.held.values()
             ],
+            "rooted": sorted(key.hex() for key, trace in self._traces.items() if trace.rooted),
             "run_pids": self.run_pids,
         }
 
@@ -200,6 +214,7 @@ class Waiting:
             batch.blobs = {int(at): base64.b64decode(blob) for at, blob in item["blobs"].items()}
             batch.waiting -= len(batch.repeated) + len(batch.blobs)
             self.add(batch)
+        self.root({bytes.fromhex(key) for key in raw["rooted"]})
 
 
 def _joined_parent(key: bytes, links: dict[bytes, bytes]) -> bytes:

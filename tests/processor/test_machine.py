@@ -232,6 +232,21 @@ def test_a_trace_without_its_root_waits_no_longer_than_told() -> None:
     assert node.lines[1]["energy"]["exclusive_uj"] == 2_000_000
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["in its request", "in a later one"])
+def test_a_root_that_is_not_joined_ends_the_wait_too(together: bool) -> None:
+    """A job under a server's span is not held for the time of a trace that never ends."""
+    node = Node(max_wait_ns=600 * S)
+    root = span(9, T0, T0 + S, name="POST /jobs")
+    step = span(1, T0, T0 + S, name="etl.step", parent=9)
+    node.log.traces(*([step, root] if together else [step]))
+    if not together:
+        node.tick(1, cpu_uj=900)
+        assert node.lines == []
+        node.log.traces(root)
+    node.tick(2, cpu_uj=900)
+    assert [line["name"] for line in node.lines] == ["etl.step"]
+
+
 def test_a_span_waits_for_its_energy() -> None:
     """A root is settled when the watermark passes its end, not before; a heartbeat without energy passes it too."""
     node = Node()
