@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _GZIP_ABOVE_BYTES = 512
 """A shorter response is not worth the compressing."""
 
-_THREAD_BYTES = 256 * 1024
+_THREAD_BYTES = 1024 * 1024
 """A JSON document above this is read beside the event loop."""
 
 Headers = list[tuple[bytes, bytes]]

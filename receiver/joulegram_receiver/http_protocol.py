@@ -44,7 +44,7 @@ class ConnectionLimits:
     linger_s: float = 5.0
 
 
-class _HeadTooLargeError(Exception):
+class _HeadTooLarge(Exception):
     """Stops the parser."""
 
 
@@ -105,7 +105,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(400, "malformed", "got CONNECT, expected POST")
             return
         except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _HeadTooLargeError):
+            if isinstance(error.__context__, _HeadTooLarge):
                 self._refuse_head()
             else:
                 self._refuse(400, "malformed", f"not HTTP: {type(error).__name__}, expected an HTTP/1.1 request")
@@ -207,7 +207,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._said = True
         self._head_bytes += size
         if self._head_bytes > self._limits.max_header_bytes:
-            raise _HeadTooLargeError
+            raise _HeadTooLarge
 
     def _arm(self, delay_s: float, action: Callable[[], None]) -> None:
         self._disarm()

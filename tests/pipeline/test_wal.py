@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from joulegram_pipeline.errors import StorageError
 from joulegram_pipeline.records import RecordKind
 from joulegram_pipeline.wal import WriteAheadLog
+from joulegram_pipeline.wal_segment import segment_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -171,7 +172,7 @@ def test_a_flipped_bit_costs_one_record_and_keeps_its_bytes(tmp_path: Path) -> N
 def test_another_format_is_refused(tmp_path: Path) -> None:
     """A file that a later version wrote is not touched, and the message names both versions."""
     path = tmp_path / f"{0:020d}.wal"
-    path.write_bytes(b"JGWAL\x03" + b"x" * 100)
+    path.write_bytes(segment_header(0, 7, version=3) + b"x" * 90)
     with pytest.raises(StorageError, match="expected format version 1 or 2, got 3"):
         opened(tmp_path)
     assert path.stat().st_size == 106

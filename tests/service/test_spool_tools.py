@@ -19,6 +19,7 @@ from joulegram_pipeline.files import DirectoryLock
 from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
 from joulegram_pipeline.wal import WriteAheadLog
+from joulegram_pipeline.wal_segment import segment_header
 from joulegram_receiver.spool import Spool
 from joulegram_service.cli_spool import app
 from joulegram_service.config_spool import SpoolConfig
@@ -237,7 +238,8 @@ def test_a_signal_that_is_none_is_quoted(data: Path) -> None:
 
 def test_a_spool_of_a_later_version_is_left_alone(data: Path) -> None:
     """Every command says which version it got; nothing is written."""
-    segment(data, 1).write_bytes(b"JGWAL\x03" + b"x" * 50)
+    path = segment(data, 1)
+    path.write_bytes(segment_header(int(path.stem), 7, version=3) + b"x" * 50)
     before = contents(data)
     for command in ("inspect", "repair", "export"):
         assert "expected format version 1 or 2, got 3" in joulegram_spool(command, data, code=1)
