@@ -25,6 +25,7 @@ class Metrics:
         self.invalid_spans = counter(
             "receiver_invalid_spans", "Spans that break OTLP: forwarded as they came, not joined.", "reason"
         )
+        self.in_flight_bytes = gauge("receiver_in_flight_bytes", "Bytes of requests being handled.")
         self.plaintext_listeners = gauge(
             "receiver_plaintext_listeners", "OTLP listeners without TLS that others than this machine can reach."
         )
@@ -36,6 +37,13 @@ class Metrics:
         )
         self.spool_bytes = gauge("spool_bytes", "Bytes of the spool on disk.")
         self.spool_healed_bytes = counter("spool_healed_bytes", "Bytes of torn records cut from the spool's end.")
+        self.spool_queue_bytes = gauge("spool_queue_bytes", "Bytes of requests waiting for the disk.")
+        self.spool_damaged_records = counter(
+            "spool_damaged_records", "Records that were damaged on disk: set aside, not delivered."
+        )
+        self.spool_dropped_records = counter(
+            "spool_dropped_records", "Records that a full spool dropped, by what they were.", "kind"
+        )
         self.spool_sync_seconds = Histogram(
             "joulegram_spool_sync_seconds",
             "Time of one fdatasync of the spool.",
@@ -51,8 +59,21 @@ class Metrics:
         self.run_document_failures = counter(
             "sink_run_document_failures", "Documents that could not be written, by kind.", "kind"
         )
-        self.forwarded_requests = counter("sink_forwarded_requests", "Requests the upstream took.")
+        self.forwarded_requests = counter("sink_forwarded_requests", "Requests a destination took.", "destination")
         self.forward_failures = counter(
-            "sink_forward_failures", "Upstream sends that failed, by whether they are tried again.", "kind"
+            "sink_forward_failures",
+            "Sends that failed, by destination and by what became of the data.",
+            "destination",
+            "kind",
         )
-        self.forward_backlog_bytes = gauge("sink_forward_backlog_bytes", "Bytes waiting for the upstream.")
+        self.forward_rejected_items = counter(
+            "sink_forward_rejected_items",
+            "Spans, data points and records that a destination left out of what it took.",
+            "destination",
+        )
+        self.forward_backlog_bytes = gauge(
+            "sink_forward_backlog_bytes", "Bytes waiting for a destination.", "destination"
+        )
+        self.forward_oldest_age_s = gauge(
+            "sink_forward_oldest_age_seconds", "Age of the oldest request a destination has not taken.", "destination"
+        )

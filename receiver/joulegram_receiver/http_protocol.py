@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from joulegram_pipeline.errors import PermanentError
 from joulegram_receiver.http_status import answer_encoding, status_body
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class ConnectionLimits:
     linger_s: float = 5.0
 
 
-class _HeadTooLarge(Exception):
+class _HeadTooLargeError(PermanentError):
     """Stops the parser."""
 
 
@@ -105,7 +106,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(400, "malformed", "got CONNECT, expected POST")
             return
         except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _HeadTooLarge):
+            if isinstance(error.__context__, _HeadTooLargeError):
                 self._refuse_head()
             else:
                 self._refuse(400, "malformed", f"not HTTP: {type(error).__name__}, expected an HTTP/1.1 request")
@@ -207,7 +208,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._said = True
         self._head_bytes += size
         if self._head_bytes > self._limits.max_header_bytes:
-            raise _HeadTooLarge
+            raise _HeadTooLargeError
 
     def _arm(self, delay_s: float, action: Callable[[], None]) -> None:
         self._disarm()

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from joulegram_pipeline.records import LogRecord, Metadata
     from joulegram_pipeline.span_rows import Extract
     from joulegram_pipeline.wal import Entry
-    from joulegram_receiver.spool_drop import OnGap
     from joulegram_receiver.spool_waiting import AnyFuture
 
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
@@ -60,7 +59,7 @@ class Spool:
 
     Args:
         directory: of the log.
-        metrics: spool_bytes, spool_sync_seconds, spool_healed_bytes.
+        metrics: those that begin with spool_.
         max_queued_bytes: payload bytes that may wait for the disk.
         segment_bytes: of the log; smaller where `max_bytes` is small.
         clock: gives `received_ns`.
@@ -71,7 +70,6 @@ class Spool:
         max_bytes: of log that is kept.
         policy: beyond `max_bytes`: `refuse`, or `drop_oldest`: whole segments, each drop with its record in the log.
         min_free_bytes: that the file system keeps free; 0 does not ask it.
-        on_gap: told of each drop, on the spool's thread: first_lsn, next_lsn, records by kind, bytes.
         company_s: how long a record may wait for others under load.
 
     Raises (on enter):
@@ -92,7 +90,6 @@ class Spool:
         max_bytes: int = MAX_BYTES,
         policy: Policy = "refuse",
         min_free_bytes: int = MIN_FREE_BYTES,
-        on_gap: OnGap | None = None,
         company_s: float = COMPANY_S,
     ) -> None:
         # A log of one segment could never let go of anything.
@@ -105,7 +102,7 @@ class Spool:
         self._clock = clock or SystemClock()
         self._sync_s = sync_interval_s if sync == "interval" else None
         room = Room(directory, max_bytes, min_free_bytes)
-        self._dropper = Dropper(directory, self._log, room, on_gap) if policy == "drop_oldest" else None
+        self._dropper = Dropper(directory, self._log, room, metrics) if policy == "drop_oldest" else None
         # Where the oldest makes room, only a disk that others fill refuses.
         self._gate = room if self._dropper is None else Room(directory, 1 << 62, min_free_bytes // 2)
         self._groups: Groups[Waiting] = Groups(0.0 if self._sync_s is not None else company_s)
@@ -117,6 +114,7 @@ class Spool:
         self._sync_due: float | None = None
         self._recent = Recent()
         self._last_ns = 0
+        self._damaged_told = 0
         self._open = False
         self._thread: Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -231,6 +229,9 @@ class Spool:
         found = self._recent.take(lsn, max_bytes) or self._log.read(lsn, max_bytes)
         if found and self._dropper is not None:
             self._dropper.was_read(found[-1].next_lsn)
+        if self._log.damaged_records > self._damaged_told:
+            self._metrics.spool_damaged_records.inc(self._log.damaged_records - self._damaged_told)
+            self._damaged_told = self._log.damaged_records
         return found
 
     def read_at(self, lsn: int) -> LogRecord:
@@ -254,6 +255,7 @@ class Spool:
         if self._dropper is not None:
             self._dropper.take_up()
         self._metrics.spool_healed_bytes.inc(self._log.healed_bytes)
+        self._metrics.spool_queue_bytes.set_function(lambda: self._queued_bytes)
         self._measure()
         self._open = True
         self._thread = Thread(target=self._run, name="spool", daemon=True)

@@ -8,27 +8,22 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from joulegram_pipeline.records import RecordKind
 from joulegram_pipeline.wal_segment import RECORD_HEADER_BYTES
 from joulegram_receiver.spool_gap import GapNote, count
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from joulegram_pipeline.metrics import Metrics
     from joulegram_pipeline.wal import Entry, WriteAheadLog
     from joulegram_receiver.spool_gap import Gap
     from joulegram_receiver.spool_room import Room
 
 log = logging.getLogger(__name__)
-
-
-class OnGap(Protocol):
-    """Told of records that were dropped."""
-
-    def __call__(self, first_lsn: int, next_lsn: int, records: Mapping[str, int], bytes: int, /) -> None: ...  # noqa: A002
 
 
 class Dropper:
@@ -38,13 +33,13 @@ class Dropper:
         directory: of the log.
         log: whose oldest segments go.
         room: how much there may be.
-        on_gap: told of each drop once its record is durable.
+        metrics: spool_dropped_records, once a drop's record is durable.
     """
 
-    def __init__(self, directory: Path, log: WriteAheadLog, room: Room, on_gap: OnGap | None) -> None:
+    def __init__(self, directory: Path, log: WriteAheadLog, room: Room, metrics: Metrics) -> None:
         self._log = log
         self._room = room
-        self._on_gap = on_gap
+        self._metrics = metrics
         self._note = GapNote(directory)
         self._read_lsn = 0
         self._pending: Gap | None = None
@@ -91,11 +86,8 @@ class Dropper:
             return
         self._note.clear()
         log.error("spool: it was full; dropped %s, lsn %d to %d", gap.records, gap.first_lsn, gap.next_lsn)
-        if self._on_gap is not None:
-            try:
-                self._on_gap(gap.first_lsn, gap.next_lsn, gap.records, gap.log_bytes)
-            except Exception:
-                log.exception("spool: who wants to know of dropped records failed")
+        for kind, records in gap.records.items():
+            self._metrics.spool_dropped_records.labels(kind).inc(records)
 
     def _is_short(self, size: int, base: int) -> bool:
         """Whether `size` bytes more are too many where the log began at `base`."""

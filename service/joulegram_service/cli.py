@@ -48,7 +48,7 @@ RegionFlag = Annotated[
 ]
 UpstreamFlag = Annotated[
     str | None,
-    typer.Option("--upstream", help="Forward to grpc://host:port or http://host:port.", show_default="none"),
+    typer.Option("--upstream", help="Forward to grpc://, grpcs://, http:// or https://host:port.", show_default="none"),
 ]
 GrpcFlag = Annotated[
     str | None, typer.Option("--grpc-endpoint", help="OTLP/gRPC listener.", show_default="127.0.0.1:4317")
@@ -245,6 +245,7 @@ def validate(
     """See VALIDATE_HELP."""
     from joulegram_service.carbon_model import build_carbon
     from joulegram_service.config import ConfigFaultsError
+    from joulegram_service.hops import build_hops
 
     faults: list[ConfigError] = []
     try:
@@ -254,11 +255,16 @@ def validate(
     except ConfigError as error:
         _say(error)
         raise typer.Exit(USAGE) from error
+    identity = None
     try:
         _, identity = build_carbon(settings)
     except ConfigError as error:
         faults.append(error)
-    if faults:
+    try:
+        build_hops(settings)
+    except ConfigError as error:
+        faults.append(error)
+    if faults or identity is None:
         for fault in faults:
             _say(fault)
         raise typer.Exit(USAGE)

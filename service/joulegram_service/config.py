@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from joulegram_pipeline.errors import ConfigError
 from joulegram_service.config_receiver import ReceiverConfig
+from joulegram_service.config_spool import SpoolConfig
 from joulegram_service.config_types import Duration, Endpoint, Factor, Section
 from joulegram_service.config_upstream import UpstreamConfig
 
@@ -132,6 +133,7 @@ class Config(Section):
 
     data_dir: Path = Path("joulegram-data")
     receiver: ReceiverConfig = ReceiverConfig()
+    spool: SpoolConfig = SpoolConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     agent: AgentConfig = AgentConfig()
     energy: EnergyConfig = EnergyConfig()

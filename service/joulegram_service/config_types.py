@@ -111,16 +111,6 @@ def _carried_header(value: object) -> object:
     return name
 
 
-def _upstream(value: object) -> object:
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else ""
-    scheme, _, rest = text.partition("://")
-    if scheme not in {"grpc", "http"} or _ENDPOINT.fullmatch(rest.rstrip("/").partition("/")[0]) is None:
-        raise ValueError("grpc://host:port or http://host:port")
-    return value
-
-
 def _factor(value: object) -> object:
     # As text, so that what is recorded is what was written; YAML reads 0.4 as a number, and yes as one too.
     text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
@@ -159,7 +149,6 @@ Seconds = Annotated[int, _integer(0, 86_400)]
 Size = Annotated[int, BeforeValidator(_size)]
 PositiveSize = Annotated[int, BeforeValidator(_positive_size)]
 Factor = Annotated[str, BeforeValidator(_factor)]
-Upstream = Annotated[str | None, BeforeValidator(_upstream)]
 
 
 class Section(BaseModel):

@@ -3,9 +3,10 @@
 Invariants:
     * outputs are committed in the order of their positions; every sink drops what it already holds;
     * a sink that refuses is asked again until it takes; nothing overtakes what it refused;
-    * the spool is the promise: what a crash takes from a sink's unsynced end is made again from it, so sinks are
+    * the spool is the promise: what a crash takes from a sink's unsynced end is made again from it, so the ledger is
       synced when there is nothing to do, once in a while, and before a snapshot, not behind every record;
-    * the log is released only below a snapshot that is on disk, with every sink synced before it.
+    * the log is released only below a snapshot that is on disk, with every sink synced before it; until then the outbox
+      need not be.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ LINGER_BYTES = 256 * 1024
 for the second's energy anyway, and each round costs three threads a switch."""
 
 SYNC_S = 0.5
-"""The ledger and the outbox are synced at least this often while records come without a pause."""
+"""The ledger is synced at least this often while records come without a pause."""
 
 RETRY_S = 1.0
 GC_THRESHOLDS = (50_000, 20, 20)
@@ -153,11 +154,11 @@ class Engine:
         Raises:
             StorageError: quoting both positions and what to do.
         """
-        last = self._sinks.ledger.last_pos
-        ahead = max(position, 0 if last is None else last[0])
+        last, outbox = self._sinks.ledger.last_pos, self._sinks.outbox
+        ahead = max(position, 0 if last is None else last[0], 0 if outbox is None else outbox.highest_pos[0])
         if ahead > self._spool.durable_lsn:
             raise StorageError(
-                f"the spool ends at position {self._spool.durable_lsn}, but snapshot and ledger were made from one up "
+                f"the spool ends at position {self._spool.durable_lsn}, but other records were made from one up "
                 f"to {ahead}: the spool was removed, replaced or cut. Put it back, or start on another --data-dir"
             )
 
@@ -184,7 +185,7 @@ class Engine:
             idle = not spool.wait_beyond(machine.position, 0.2 if machine.position == synced_lsn else LINGER_S)
             now = time.monotonic()
             if machine.position > synced_lsn and (idle or now - synced_at >= SYNC_S):
-                if not self._sync():
+                if not self._retry(self._sinks.ledger.sync, "ledger"):
                     return
                 synced_at, synced_lsn = now, machine.position
             if machine.position > snapshot_lsn and (
@@ -209,10 +210,6 @@ class Engine:
                 self._done.notify_all()
         if machine.position > snapshot_lsn:
             self._snapshot()
-
-    def _sync(self) -> bool:
-        outbox = self._sinks.outbox
-        return self._retry(self._sinks.ledger.sync, "ledger") and (outbox is None or self._retry(outbox.sync, "outbox"))
 
     def _commit(self, outputs: Outputs) -> bool:
         sinks = self._sinks

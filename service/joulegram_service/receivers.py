@@ -68,6 +68,7 @@ def build_receivers(
     """
     of_grpc, of_http = config.protocols.grpc, config.protocols.http
     admission = Admission(config.limits.in_flight, backlog)
+    metrics.in_flight_bytes.set_function(lambda: admission.held_bytes)
     keys = frozenset(config.metadata_keys)
 
     def intake(max_request_bytes: int) -> Intake:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from joulegram_pipeline.errors import JoulegramError
 from joulegram_pipeline.ids import check_run_id, new_run_id
 from joulegram_service.launch import CannotExecuteError, Launch
+from joulegram_service.run_upstream import ENDPOINT, PROTOCOL, implied_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,8 +30,6 @@ SETTLE_S = 6.0
 """How long the energy of the command's last second is waited for; a tick takes one."""
 
 _LOOPBACK = "127.0.0.1"
-_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
-_PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
 _OVERRIDING = (
     "OTEL_EXPORTER_OTLP_INSECURE",
     *(
@@ -68,7 +67,7 @@ async def _run(launch: Launch, config: Config, *, as_json: bool) -> int:
     from joulegram_service.sidecar import Sidecar
 
     run_id = check_run_id(os.environ.get("KFM_RUN_ID") or new_run_id())
-    if config.upstream.endpoint is None:
+    if config.upstream.endpoint is None and not config.upstream.destinations:
         config = _with_upstream(config, os.environ)
     loop = asyncio.get_running_loop()
     sidecar = Sidecar(config, default_run=run_id)
@@ -113,34 +112,23 @@ def _environment(environ: Mapping[str, str], grpc_port: int, http_port: int, run
         # gRPC asks a proxy for loopback addresses too, and no proxy reaches this one.
         held = [*_NO_PROXY, *(["no_grpc_proxy"] if "no_grpc_proxy" in out else [])]
         out |= {name: ",".join(filter(None, (out.get(name), _LOOPBACK))) for name in held}
-    over_http = environ.get(_PROTOCOL, "").startswith("http/")
-    out[_ENDPOINT] = f"http://{_LOOPBACK}:{http_port if over_http else grpc_port}"
-    out[_PROTOCOL] = environ[_PROTOCOL] if over_http else "grpc"
+    over_http = environ.get(PROTOCOL, "").startswith("http/")
+    out[ENDPOINT] = f"http://{_LOOPBACK}:{http_port if over_http else grpc_port}"
+    out[PROTOCOL] = environ[PROTOCOL] if over_http else "grpc"
     out["KFM_RUN_ID"] = run_id
     return out
 
 
 def _with_upstream(config: Config, environ: Mapping[str, str]) -> Config:
-    """Forward to where the command would have sent, so that nobody misses its telemetry."""
+    """Forward to where the command would have sent."""
     for name in sorted(_OVERRIDING & environ.keys()):
         if name.endswith("_ENDPOINT"):
             sys.stderr.write(
                 f"joulegram: {name}: got {environ[name]!r}; the telemetry of this run comes here and is not forwarded "
-                f"there: set {_ENDPOINT} or --upstream\n"
+                f"there: set {ENDPOINT} or --upstream\n"
             )
-    endpoint = environ.get(_ENDPOINT, "")
-    if not endpoint:
-        return config
-    scheme, _, rest = endpoint.partition("://")
-    if scheme != "http":
-        sys.stderr.write(
-            f"joulegram: {_ENDPOINT}: got {endpoint!r}; only http:// can be forwarded to in this version, so this "
-            "run is recorded here and not forwarded\n"
-        )
-        return config
-    to = "grpc" if environ.get(_PROTOCOL, "grpc") == "grpc" else "http"
-    upstream = config.upstream.model_copy(update={"endpoint": f"{to}://{rest.rstrip('/')}"})
-    return config.model_copy(update={"upstream": upstream})
+    upstream = implied_upstream(environ)
+    return config if upstream is None else config.model_copy(update={"upstream": upstream})
 
 
 def root_span(command: list[str], run_id: str, start_ns: int, end_ns: int, status: int) -> bytes:

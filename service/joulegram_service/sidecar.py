@@ -27,20 +27,23 @@ from joulegram_receiver.spool import Spool
 from joulegram_service.carbon_model import build_carbon
 from joulegram_service.engine import Engine, Sinks
 from joulegram_service.health import HealthServer
-from joulegram_service.pipelines_page import Stage
+from joulegram_service.hops import build_hops
+from joulegram_service.own_metrics import OwnMetrics
 from joulegram_service.processes import is_ours
 from joulegram_service.receivers import build_receivers
+from joulegram_service.stages import stages
 from joulegram_sink.documents import RunDocuments
 from joulegram_sink.ledger import Ledger
 from joulegram_sink.outbox import Outbox
 from joulegram_sink.tick_archive import TickArchive
-from joulegram_sink.upstream import Upstream
+from joulegram_sink.upstream import Upstreams
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from joulegram_pipeline.records import RunRecord
     from joulegram_service.config import Config
+    from joulegram_service.pipelines_page import Stage
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +110,7 @@ class Sidecar:
         self._default_run = default_run
         self._stack = AsyncExitStack()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._upstream: Upstream | None = None
+        self._upstreams: Upstreams | None = None
         self._selected_before = 0
         self._seen: set[int] = set()
         """Processes that spans named, here or not."""
@@ -141,10 +144,19 @@ class Sidecar:
         stack.callback(archive.close)
         roots = config.stac.roots if config.stac.roots is not None else implied_roots(Path.cwd())
         documents = RunDocuments(config.data_dir, roots, __version__, metrics, config.stac.key)
-        upstream = config.upstream.endpoint
-        outbox = Outbox(layout.outbox, metrics) if upstream is not None else None
+        hops = build_hops(config)
+        outbox = Outbox(layout.outbox, metrics, {hop.name: hop.queue_bytes for hop in hops}) if hops else None
 
-        self.spool = Spool(layout.spool, metrics)
+        self.spool = Spool(
+            layout.spool,
+            metrics,
+            max_queued_bytes=config.receiver.limits.queue,
+            sync=config.spool.sync,
+            sync_interval_s=config.spool.sync_interval / 1e9,
+            max_bytes=config.spool.max_bytes,
+            policy=config.spool.policy,
+            min_free_bytes=config.spool.min_free_bytes,
+        )
         settings = Settings(
             selector=Selector(config.selector.names, config.selector.attributes),
             forwarding=outbox is not None,
@@ -172,9 +184,9 @@ class Sidecar:
 
         # Downstream first, so that each finds its consumer ready; left in reverse, so that the receiver stops taking
         # before the poller brings its last tick, the engine commits it, and the upstream has had its chance.
-        if outbox is not None and upstream is not None:
-            self._upstream = Upstream(upstream, outbox, metrics, layout.deadletter)
-            await enter_all(stack, [outbox, self._upstream])
+        if outbox is not None:
+            self._upstreams = Upstreams(hops, outbox, metrics, layout.deadletter)
+            await enter_all(stack, [outbox, self._upstreams])
         await enter_all(stack, [self.spool, self.engine])
         stack.push_async_callback(self._drain)
         agent_socket = config.agent.socket
@@ -193,6 +205,10 @@ class Sidecar:
             await self._control({"type": "run.forget"})
         self.poller = Poller(source, self.spool, last_end_ns=self.machine.store.watermark_ns)
         await enter_all(stack, [source, self.poller])
+        interval_ns = config.telemetry.metrics.otlp_interval
+        if interval_ns is not None:
+            own = OwnMetrics(metrics.registry, self.spool, __version__, config.host.hw_id, interval_ns / 1e9)
+            await enter_all(stack, [own])
         stack.push_async_callback(self._bring_last_ticks)
         for listener in (self.receivers.grpc, self.receivers.http):
             if listener is not None:
@@ -280,27 +296,7 @@ class Sidecar:
         return reasons + [trouble for trouble in (self.spool.trouble, self.engine.trouble) if trouble is not None]
 
     def _stages(self) -> list[Stage]:
-        """What /debug/pipelines shows, in the order of the flow."""
-        now_ns, spool, machine = time.time_ns(), self.spool, self.machine
-        behind = max(0, spool.durable_lsn - machine.position)
-        watermark_ns = machine.store.watermark_ns
-        admission = self.receivers.admission
-        return [
-            Stage("receiver", {"in_flight_bytes": admission.held_bytes}),
-            Stage(
-                "spool",
-                {"bytes": spool.end_lsn - spool.start_lsn, "durable_lsn": spool.durable_lsn},
-                last_error=spool.trouble,
-            ),
-            Stage(
-                "agent",
-                {"source": machine.store.last_reason or "measuring"},
-                oldest_s=None if not watermark_ns else max(0.0, (now_ns - watermark_ns) / 1e9),
-            ),
-            Stage("engine", {"unread_bytes": behind, "position": machine.position}, last_error=self.engine.trouble),
-            Stage("join", machine.holds(), oldest_s=machine.oldest_waiting_s(now_ns)),
-            Stage("ledger", {"lines": self.ledger.state().lines, "bytes": self.ledger.state().bytes}),
-        ]
+        return stages(self.receivers.admission, self.spool, self.machine, self.engine, self.ledger, self._upstreams)
 
     async def _bring_last_ticks(self) -> None:
         """After the receiver stopped: what came in the last second can still get its energy."""
@@ -313,7 +309,7 @@ class Sidecar:
         deadline = time.monotonic() + budget_s
         if not await self.engine.drain(budget_s):
             log.warning("not all was processed within %g s; the rest is in the spool for the next start", budget_s)
-        if self._upstream is not None and not await self._upstream.drain(max(0.0, deadline - time.monotonic())):
+        if self._upstreams is not None and not await self._upstreams.drain(max(0.0, deadline - time.monotonic())):
             log.warning("the upstream did not take all within %g s; the rest is in the outbox", budget_s)
 
 

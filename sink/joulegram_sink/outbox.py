@@ -1,86 +1,75 @@
-"""The outbox: requests ready for the upstream, each with its position, so that a replay adds none twice.
+"""The outbox: requests on their way upstream, in memory while every destination keeps up, on disk where one does not.
+
+The machine is a function of the spool: after a crash it is fed again from its last snapshot on and makes the same items
+with the same positions. So an item needs no disk of its own until the spool lets go of its record.
 
 Invariants:
-    * positions grow along the log; an item at or below `last_pos` is already here and is skipped;
-    * ``position`` never names more than is on disk, and is synced before a segment it passed is deleted.
+    * positions grow; an item that all took, or that is here already, is skipped when a replay brings it again;
+    * behind `sync` everything appended is taken by all or on disk: only then may the spool be released;
+    * nothing is dropped: where there is no room, `append` refuses and the item stays in the spool;
+    * the engine's thread appends and syncs, the loop's reads and advances.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import struct
-from dataclasses import dataclass
-from threading import Lock
+import contextlib
+import logging
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
-import google_crc32c
-
 from joulegram_pipeline.errors import StorageError
-from joulegram_pipeline.files import sync_directory
-from joulegram_pipeline.wal import SEGMENT_BYTES, WriteAheadLog
+from joulegram_pipeline.wal import SEGMENT_BYTES
+from joulegram_sink.outbox_disk import OutboxDisk
+from joulegram_sink.outbox_items import MAX_BACKLOG_BYTES, MAX_MEMORY_BYTES, NOTHING, OutboxItem, Pos
+from joulegram_sink.outbox_positions import PositionFile, open_positions
+from joulegram_sink.outbox_reader import OutboxReader, Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
 
     from joulegram_pipeline.metrics import Metrics
-    from joulegram_pipeline.records import Metadata, Outgoing, RecordKind
-    from joulegram_pipeline.wal import Entry
+    from joulegram_pipeline.records import Outgoing
 
-Pos = tuple[int, int]
-"""(lsn, ordinal): the spool record an output came of, and its place among the outputs of that record."""
+__all__ = ["MAX_BACKLOG_BYTES", "MAX_MEMORY_BYTES", "NOTHING", "Outbox", "OutboxItem", "OutboxReader", "Pos"]
 
-NOTHING: Pos = (-1, -1)
-"""Below every position."""
-
-_POS = struct.Struct("<QQ")
-_POSITION = struct.Struct("<Qqq")
-_CRC = struct.Struct("<I")
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxItem:
-    """One request for the upstream.
-
-    Args:
-        pos: its position.
-        kind: its signal.
-        next_lsn: what to hand to `Outbox.advance` once it and all before it are taken.
-        request: the protobuf bytes.
-        metadata: headers that travel with it.
-    """
-
-    pos: Pos
-    kind: RecordKind
-    next_lsn: int
-    request: memoryview
-    metadata: Metadata
+log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """A durable queue of requests; an async context manager. One thread appends, another reads and advances.
+    """A queue for several destinations that share one copy of each item; an async context manager.
 
     Args:
-        directory: of the log and of ``position``.
-        metrics: forward_backlog_bytes.
+        directory: of the log and of ``positions/``.
+        metrics: forward_backlog_bytes and forward_oldest_age_s.
+        destinations: how many bytes each may be behind, by name; names are names of files.
+        max_memory_bytes: of items; beyond, the oldest go to disk. One `append` may exceed it by what it brings.
         segment_bytes: of the log.
 
     Raises (on enter):
-        StorageError: the log cannot be opened.
+        StorageError: the directory cannot be used.
     """
 
-    def __init__(self, directory: Path, metrics: Metrics, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        metrics: Metrics,
+        destinations: Mapping[str, int] | None = None,
+        *,
+        max_memory_bytes: int = MAX_MEMORY_BYTES,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
         self._directory = directory
+        self._destinations = dict(destinations) if destinations else {"upstream": MAX_BACKLOG_BYTES}
+        self._max_memory_bytes = max_memory_bytes
+        self._disk = OutboxDisk(directory, segment_bytes)
+        self._shared = Shared(self._disk)
         self._metrics = metrics
-        self._log = WriteAheadLog(directory, segment_bytes=segment_bytes)
-        self._position_fd = -1
-        self._position = 0
-        self._last_pos = NOTHING
-        self._durable_pos = NOTHING
-        self._lock = Lock()
-        self._on_sync: Callable[[], None] | None = None
+        self._positions: dict[str, PositionFile] = {}
+        self._readers: dict[str, OutboxReader] = {}
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._open)
@@ -93,134 +82,135 @@ class Outbox:
 
     @property
     def last_pos(self) -> Pos:
-        """The highest position appended so far, `NOTHING` in a new outbox."""
-        return self._last_pos
+        """The highest position appended, on disk or taken by all; `NOTHING` in a new outbox."""
+        return self._shared.last_pos
 
     @property
-    def position(self) -> int:
-        """The lsn up to which the upstream took everything."""
-        return self._position
+    def highest_pos(self) -> Pos:
+        """The highest position ever seen here: a spool that ends below it is not the one this was made from."""
+        return max([self._shared.last_pos, *(position.pos for position in self._positions.values())])
 
     @property
-    def durable_lsn(self) -> int:
-        """The lsn up to which items may be read."""
-        return self._log.durable_lsn
+    def memory_bytes(self) -> int:
+        """What the items in memory take, nearly."""
+        with self._shared.lock:
+            return self._shared.held.cost_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the items on disk take."""
+        return self._disk.end_lsn - self._disk.start_lsn
+
+    def reader(self, destination: str) -> OutboxReader:
+        """The one reader of a destination, behind what it took."""
+        return self._readers[destination]
 
     def append(self, items: Iterable[Outgoing]) -> int:
-        """Append the items that are not here yet; durable after `sync`.
+        """Take the items that are not here yet; durable after `sync`, readable at once.
 
         Args:
-            items: in order of position.
+            items: in order of position; their bytes must not change afterwards.
 
         Returns:
             How many were new.
 
         Raises:
-            StorageError: the disk refused; none was appended.
+            StorageError: a destination is too far behind, or the disk refused; none was taken.
         """
-        batch: list[Entry] = []
-        last = self._last_pos
-        for pos, kind, request, metadata in items:
-            if pos <= last:
-                continue
-            chunks = (request,) if isinstance(request, bytes) else request
-            # The time of receipt is in the spool; nothing here may depend on the clock of a replay.
-            batch.append((kind, 0, (_POS.pack(*pos), *chunks), metadata))
-            last = pos
-        self._log.append(batch)
-        self._last_pos = last
-        return len(batch)
+        self._make_room()
+        shared = self._shared
+        now_ns = time.time_ns()
+        with shared.lock:
+            held, last, end = shared.held, shared.last_pos, shared.end_bytes
+            count = 0
+            for pos, kind, request, metadata in items:
+                if pos <= last:
+                    continue
+                size = len(request) if isinstance(request, bytes) else sum(map(len, request))
+                end += size
+                held.add(OutboxItem(pos, kind, request, metadata, size, end, now_ns))
+                last = pos
+                count += 1
+            shared.last_pos, shared.end_bytes = last, end
+            if not count:
+                return 0
+            idle = [reader for reader in shared.readers if reader.wants_more is not None]
+            wakes = [reader.wants_more for reader in idle]
+            for reader in idle:
+                reader.wants_more = None
+        for wake in wakes:
+            if wake is not None:
+                wake()
+        return count
 
     def sync(self) -> None:
-        """Make what was appended durable and wake the upstream.
+        """Make everything durable that was appended and not taken by all, and every destination's position.
 
         Raises:
-            StorageError: as `WriteAheadLog.sync`.
+            StorageError: the disk refused; what it refused is still in memory.
         """
-        self._log.sync()
-        self._durable_pos = self._last_pos
-        self._measure()
-        with self._lock:
-            if self._on_sync is not None:
-                self._on_sync()
+        with self._shared.lock:
+            items = self._shared.held.all_after(self._disk.written_pos)
+        self._disk.write(items)
+        self._disk.sync()
+        for position in self._positions.values():
+            position.sync()
 
-    def wake_with(self, on_sync: Callable[[], None] | None) -> None:
-        """Have this called, in the appending thread, behind every sync; None to stop it."""
-        with self._lock:
-            self._on_sync = on_sync
-
-    def read(self, max_bytes: int) -> list[OutboxItem]:
-        """Durable items the upstream has not taken, from the first, about `max_bytes` of them.
+    def _make_room(self) -> None:
+        """Bring memory under its bound by writing the oldest items to disk.
 
         Raises:
-            StorageError: as `WriteAheadLog.read`.
+            StorageError: a destination is too far behind, or the disk refused.
         """
-        return [
-            OutboxItem(
-                pos=_POS.unpack_from(record.payload),
-                kind=record.kind,
-                next_lsn=record.next_lsn,
-                request=memoryview(record.payload)[_POS.size :],
-                metadata=record.metadata,
-            )
-            for record in self._log.read(self._position, max_bytes)
-        ]
-
-    def advance(self, lsn: int) -> None:
-        """The upstream took everything below `lsn`.
-
-        A crash of the process keeps this; one of the machine may not, and some are then sent again.
-
-        Raises:
-            StorageError: it could not be written down.
-        """
-        self._position = lsn
-        self._measure()
-        try:
-            self._write_position()
-            if self._log.would_release(lsn):
-                os.fdatasync(self._position_fd)
-                self._log.release(lsn)
-        except OSError as error:
-            raise StorageError(f"cannot write {str(self._directory / 'position')!r}: {error}") from error
+        shared = self._shared
+        for reader in shared.readers:
+            if shared.end_bytes - reader.taken_bytes >= reader.max_bytes and reader.backlog_bytes >= reader.max_bytes:
+                raise StorageError(
+                    f"the queue of destination {reader.name!r} is full: {reader.backlog_bytes} bytes are waiting, "
+                    f"expected under sending_queue.queue_size = {reader.max_bytes}"
+                )
+        if shared.held.cost_bytes <= self._max_memory_bytes:
+            return
+        with shared.lock:
+            # A quarter at a time: few syncs, each short.
+            oldest = shared.held.oldest(self._max_memory_bytes * 3 // 4)
+        if not oldest:
+            return
+        self._disk.write(oldest)
+        self._disk.sync()
+        with shared.lock:
+            shared.floor = max(shared.floor, oldest[-1].pos)
+            shared.held.drop_through(oldest[-1].pos)
 
     def _open(self) -> None:
-        self._log.open()
-        path = self._directory / "position"
+        shared, disk = self._shared, self._disk
+        disk.open()
         try:
-            self._position_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            sync_directory(self._directory)
-            stored = os.pread(self._position_fd, _POSITION.size + _CRC.size, 0)
-        except OSError as error:
-            raise StorageError(f"cannot open {str(path)!r}: {error}") from error
-        position, last_pos = _parse_position(stored)
-        # What a crash of the machine left in the file is worth less than what the log has.
-        self._position = min(max(position, self._log.start_lsn), self._log.end_lsn)
-        if self._log.last_lsn is not None:
-            payload = self._log.read_at(self._log.last_lsn).payload
-            last_pos = max(last_pos, _POS.unpack_from(payload))
-        self._last_pos = self._durable_pos = last_pos
-        self.advance(self._position)
+            names = set(self._destinations)
+            self._positions, gone = open_positions(self._directory / "positions", names, disk.last_pos)
+        except BaseException:
+            disk.close()
+            raise
+        for name, pos in gone.items():
+            unsent = "; what it had not taken is given up" if pos < disk.last_pos else ""
+            log.warning("destination %r is no longer configured and is forgotten%s", name, unsent)
+        taken = [position.pos for position in self._positions.values()]
+        shared.floor = disk.last_pos
+        shared.last_pos = max(disk.last_pos, min(taken))
+        shared.end_bytes = disk.end_lsn
+        for name, max_bytes in self._destinations.items():
+            reader = self._readers[name] = OutboxReader(name, max_bytes, self._positions[name], shared)
+            # Asked for when somebody looks, because an append must cost next to nothing.
+            self._metrics.forward_backlog_bytes.labels(name).set_function(partial(getattr, reader, "backlog_bytes"))
+            self._metrics.forward_oldest_age_s.labels(name).set_function(reader.oldest_age_s)
+        shared.readers.extend(self._readers.values())
 
     def _close(self) -> None:
         try:
-            self._log.close()
+            for position in self._positions.values():
+                # A position that is not kept costs a repetition.
+                with contextlib.suppress(StorageError):
+                    position.sync()
+                position.close()
         finally:
-            if self._position_fd >= 0:
-                os.close(self._position_fd)
-                self._position_fd = -1
-
-    def _write_position(self) -> None:
-        body = _POSITION.pack(self._position, *self._durable_pos)
-        os.pwrite(self._position_fd, body + _CRC.pack(google_crc32c.value(body)), 0)
-
-    def _measure(self) -> None:
-        self._metrics.forward_backlog_bytes.set(self._log.end_lsn - self._position)
-
-
-def _parse_position(stored: bytes) -> tuple[int, Pos]:
-    body, crc = stored[: _POSITION.size], stored[_POSITION.size :]
-    if len(stored) != _POSITION.size + _CRC.size or crc != _CRC.pack(google_crc32c.value(body)):
-        return 0, NOTHING
-    position, lsn, ordinal = _POSITION.unpack(body)
-    return position, (lsn, ordinal)
+            self._disk.close()

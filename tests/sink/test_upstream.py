@@ -1,20 +1,16 @@
-"""The upstream: everything arrives, or is put aside with the reason (design 2; otlp reference 1.2, 1.3, 2.3)."""
+"""The upstream: everything arrives, or is put aside with the reason (design 2; otlp reference 1.2, 2.3)."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from contextlib import asynccontextmanager
-from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Condition, Thread
+import logging
+import threading
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from google.rpc import status_pb2
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
@@ -22,92 +18,36 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from joulegram_pipeline.errors import ConfigError
-from joulegram_pipeline.metrics import Metrics
-from joulegram_pipeline.records import Outgoing, RecordKind
-from joulegram_sink.outbox import Outbox
+from joulegram_pipeline.records import RecordKind
 from joulegram_sink.upstream import Upstream
+from joulegram_sink.upstream_destination import Batching, Header, Retry, parse_endpoint
+from simulators.forwarding import BUDGET_S, destination, forwarding, free_port, names, request
 from simulators.otlp_server import OtlpServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
-TRACES = RecordKind.TRACES
-BUDGET_S = 20.0
 
-
-def request(name: str) -> bytes:
-    message = ExportTraceServiceRequest()
-    message.resource_spans.add().scope_spans.add().spans.add(name=name)
-    return message.SerializeToString()
-
-
-def names(requests: Iterable[tuple[str, bytes]]) -> list[str]:
-    """The spans' names in the order they arrived."""
-    return [
-        span.name
-        for signal, data in requests
-        if signal == "traces"
-        for resource_spans in ExportTraceServiceRequest.FromString(data).resource_spans
-        for scope_spans in resource_spans.scope_spans
-        for span in scope_spans.spans
-    ]
-
-
-class Forwarding:
-    """An outbox and what sends it."""
-
-    def __init__(self, outbox: Outbox, upstream: Upstream, metrics: Metrics, deadletter: Path) -> None:
-        self.outbox = outbox
-        self.upstream = upstream
-        self.metrics = metrics
-        self.deadletter = deadletter
-        self._lsn = 0
-
-    def put(self, *requests: bytes, kind: RecordKind = TRACES) -> None:
-        self.outbox.append([Outgoing((self._lsn, ordinal), kind, data) for ordinal, data in enumerate(requests)])
-        self._lsn += 1
-        self.outbox.sync()
-
-    def failures(self, kind: str) -> float | None:
-        return self.metrics.registry.get_sample_value("joulegram_sink_forward_failures_total", {"kind": kind})
-
-
-@asynccontextmanager
-async def forwarding(tmp_path: Path, endpoint: str, *requests: bytes, **options: Any) -> AsyncIterator[Forwarding]:
-    """`requests` are in the outbox, as one batch, before the upstream starts."""
-    metrics = Metrics()
-    deadletter = tmp_path / "deadletter"
-    async with Outbox(tmp_path / "outbox", metrics) as outbox:
-        upstream = Upstream(endpoint, outbox, metrics, deadletter, **({"linger_s": 0.0} | options))
-        forward = Forwarding(outbox, upstream, metrics, deadletter)
-        if requests:
-            forward.put(*requests)
-        async with upstream:
-            yield forward
+def to(server: OtlpServer) -> str:
+    return f"grpc://127.0.0.1:{server.port}"
 
 
 def arrived(count: int) -> Callable[[OtlpServer], bool]:
     return lambda server: len(names(server.taken)) == count
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_requests_of_a_signal_are_sent_as_one(tmp_path: Path) -> None:
     """Protobuf concatenation: fewer sends, the same spans in the same order; signals stay apart."""
     logs = ExportLogsServiceRequest()
     logs.resource_logs.add()
+    requests = [request(f"s{number}") for number in range(20)]
 
     async def main(server: OtlpServer) -> None:
-        requests = [request(f"s{number}") for number in range(20)]
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{server.port}", *requests) as forward:
+        async with forwarding(tmp_path, destination(to(server)), put=requests) as forward:
             forward.put(logs.SerializeToString(), kind=RecordKind.LOGS)
             assert await forward.upstream.drain(BUDGET_S)
-            assert forward.metrics.registry.get_sample_value("joulegram_sink_forwarded_requests_total") == 21
+            assert forward.upstream.status()[0].tally.sent_requests == 21
         assert sorted(signal for signal, _ in server.taken) == ["logs", "traces"]
         assert ("traces", b"".join(requests)) in server.taken
         assert ("logs", logs.SerializeToString()) in server.taken
@@ -116,16 +56,98 @@ def test_requests_of_a_signal_are_sent_as_one(tmp_path: Path) -> None:
         asyncio.run(main(server))
 
 
-def test_a_batch_is_bounded(tmp_path: Path) -> None:
-    """No send is larger than the bound, but for one request that is larger by itself."""
+def test_profiles_are_never_joined(tmp_path: Path) -> None:
+    """Two requests have two dictionaries, which concatenation would merge into a wrong one."""
 
     async def main(server: OtlpServer) -> None:
-        requests = [request("n" * 300) for _ in range(10)]
-        requests.insert(5, request("n" * 5000))
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{server.port}", *requests, max_batch_bytes=1000) as forward:
+        async with forwarding(tmp_path, destination(to(server))) as forward:
+            forward.put(b"\x12\x00", b"\x12\x02\x12\x00", kind=RecordKind.PROFILES)
+            assert await forward.upstream.drain(BUDGET_S)
+        assert server.taken == [("profiles", b"\x12\x00"), ("profiles", b"\x12\x02\x12\x00")]
+
+    with OtlpServer() as server:
+        asyncio.run(main(server))
+
+
+def test_metadata_travels_and_separates(tmp_path: Path) -> None:
+    """Headers a request brought are sent with it, and only with it; the configuration's win over the same name."""
+
+    async def main(server: OtlpServer) -> None:
+        fixed = Header("x-fixed", "always"), Header("x-own", "ours")
+        async with forwarding(tmp_path, destination(to(server), headers=fixed)) as forward:
+            forward.put(request("a"), request("b"), metadata=(("x-own", "theirs"), ("x-tenant", "red")))
+            forward.put(request("c"), metadata=(("x-tenant", "blue"),))
+            forward.put(request("d"), metadata=(("x-own", "theirs"), ("x-tenant", "red")))
+            assert await forward.upstream.drain(BUDGET_S)
+        assert [names([each]) for each in server.taken] == [["a", "b", "d"], ["c"]]
+        assert [headers["x-tenant"] for headers in server.headers] == ["red", "blue"]
+        assert {(headers["x-fixed"], headers["x-own"]) for headers in server.headers} == {("always", "ours")}
+        assert str(server.headers[0]["user-agent"]).startswith("joulegram ")
+
+    with OtlpServer() as server:
+        asyncio.run(main(server))
+
+
+def test_a_header_from_a_file_follows_the_file(tmp_path: Path) -> None:
+    """A token that is renewed is used from the next send on."""
+    token = tmp_path / "token"
+    token.write_text("first\n")
+
+    async def main(server: OtlpServer) -> None:
+        bearer = Header("authorization", file=token, prefix="Bearer ")
+        async with forwarding(tmp_path, destination(to(server), headers=(bearer,))) as forward:
+            for said in ("first", "second"):
+                token.write_text(f"{said}\n")
+                forward.put(request(said))
+                assert await forward.upstream.drain(BUDGET_S)
+            token.unlink()
+            forward.put(request("third"))
+            assert not await forward.upstream.drain(0.3)
+            token.write_text("third")
+            assert await forward.upstream.drain(BUDGET_S)
+        assert [headers["authorization"] for headers in server.headers] == [
+            "Bearer first",
+            "Bearer second",
+            "Bearer third",
+        ]
+
+    with OtlpServer() as server:
+        asyncio.run(main(server))
+
+
+def test_a_batch_is_bounded(tmp_path: Path) -> None:
+    """No send is larger than the bound, but for one request that is larger by itself; nor has it more requests."""
+    requests = [request("n" * 300) for _ in range(10)]
+    requests.insert(5, request("n" * 5000))
+
+    async def main(server: OtlpServer) -> None:
+        small = destination(to(server), batching=Batching(0.0, 1, 1000, 2))
+        async with forwarding(tmp_path, small, put=requests) as forward:
             assert await forward.upstream.drain(BUDGET_S)
         assert b"".join(data for _, data in server.taken) == b"".join(requests)
         assert [len(data) for _, data in server.taken if len(data) > 1000] == [len(requests[5])]
+        assert max(len(names([each])) for each in server.taken) == 2
+
+    with OtlpServer() as server:
+        asyncio.run(main(server))
+
+
+def test_small_requests_wait_for_company(tmp_path: Path) -> None:
+    """What comes within `flush_timeout` leaves as one; `min_size` does not wait."""
+
+    async def main(server: OtlpServer) -> None:
+        patient = destination(to(server), batching=Batching(flush_timeout_s=0.5, min_bytes=2000))
+        async with forwarding(tmp_path, patient) as forward:
+            begun = monotonic()
+            for number in range(5):
+                await asyncio.to_thread(forward.put, request(f"s{number}"))
+            await asyncio.to_thread(server.wait_for, arrived(5))
+            assert monotonic() - begun >= 0.45
+            assert server.calls == 1
+            begun = monotonic()
+            forward.put(request("n" * 3000))
+            await asyncio.to_thread(server.wait_for, arrived(6))
+            assert monotonic() - begun < 0.45
 
     with OtlpServer() as server:
         asyncio.run(main(server))
@@ -134,20 +156,45 @@ def test_a_batch_is_bounded(tmp_path: Path) -> None:
 def test_an_upstream_that_was_down_gets_everything_once_it_is_up(tmp_path: Path) -> None:
     """Nothing is dropped while it is away, through a restart of the sidecar too, and nothing comes twice."""
     port = free_port()
+    there = destination(f"grpc://127.0.0.1:{port}")
 
     async def down() -> None:
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{port}", request("a"), request("b")) as forward:
+        async with forwarding(tmp_path, there, put=(request("a"), request("b"))) as forward:
             assert not await forward.upstream.drain(0.5)
-            assert (forward.failures("retry") or 0) >= 1
+            assert forward.failures("retry") >= 1
+            (status,) = forward.upstream.status()
+            assert status.tally.last_error.startswith("UNAVAILABLE")
+            assert status.backlog_bytes == len(request("a") + request("b"))
 
     async def up(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{port}") as forward:
+        async with forwarding(tmp_path, there) as forward:
             assert await forward.upstream.drain(BUDGET_S)
         assert names(server.taken) == ["a", "b"]
 
     asyncio.run(down())
     with OtlpServer(port) as server:
         asyncio.run(up(server))
+
+
+def test_an_upstream_that_goes_away_for_a_while(tmp_path: Path) -> None:
+    """Under load: all of it arrives, in order, once the server is back on its port."""
+    total = 300
+
+    async def main() -> None:
+        with OtlpServer() as first:
+            async with forwarding(tmp_path, destination(to(first))) as forward:
+                for number in range(100):
+                    forward.put(request(f"s{number:03}"))
+                await asyncio.to_thread(first.wait_for, arrived(100))
+                await asyncio.to_thread(first.__exit__, None, None, None)
+                for number in range(100, total):
+                    forward.put(request(f"s{number:03}"))
+                assert not await forward.upstream.drain(0.4)
+                with OtlpServer(first.port) as second:
+                    assert await forward.upstream.drain(BUDGET_S)
+                    assert names(first.taken + second.taken) == [f"s{number:03}" for number in range(total)]
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
@@ -158,7 +205,7 @@ def test_retryable_codes_are_tried_again(tmp_path: Path, code: str) -> None:
     refusals = [grpc.StatusCode[code]] * 2
 
     async def main(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{server.port}", request("a")) as forward:
+        async with forwarding(tmp_path, destination(to(server)), put=(request("a"),)) as forward:
             assert await forward.upstream.drain(BUDGET_S)
             assert forward.failures("retry") == 2
         assert (names(server.taken), server.calls) == (["a"], 3)
@@ -172,14 +219,14 @@ def test_retry_info_is_honoured(tmp_path: Path, code: str) -> None:
     """The delay the upstream asks for is kept; RESOURCE_EXHAUSTED with it is retryable, and not split."""
     refusals = [grpc.StatusCode[code]]
     times: list[float] = []
+    requests = (request("a"), request("b"))
 
     def judge(signal: str, data: bytes) -> grpc.StatusCode | None:
         times.append(monotonic())
         return refusals.pop() if refusals else None
 
     async def main(server: OtlpServer) -> None:
-        requests = (request("a"), request("b"))
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{server.port}", *requests) as forward:
+        async with forwarding(tmp_path, destination(to(server)), put=requests) as forward:
             assert await forward.upstream.drain(BUDGET_S)
         assert [data for _, data in server.taken] == [b"".join(requests)]
         assert times[1] - times[0] >= 0.6
@@ -190,13 +237,13 @@ def test_retry_info_is_honoured(tmp_path: Path, code: str) -> None:
 
 def test_what_is_too_large_is_split(tmp_path: Path) -> None:
     """RESOURCE_EXHAUSTED without RetryInfo: halves are tried, in order, until they fit."""
+    requests = [request(f"s{number}") for number in range(11)]
 
     def judge(signal: str, data: bytes) -> grpc.StatusCode | None:
         return grpc.StatusCode.RESOURCE_EXHAUSTED if len(names([(signal, data)])) > 3 else None
 
     async def main(server: OtlpServer) -> None:
-        requests = [request(f"s{number}") for number in range(11)]
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{server.port}", *requests) as forward:
+        async with forwarding(tmp_path, destination(to(server)), put=requests) as forward:
             assert await forward.upstream.drain(BUDGET_S)
             assert not forward.deadletter.exists()
         assert names(server.taken) == [f"s{number}" for number in range(11)]
@@ -205,22 +252,65 @@ def test_what_is_too_large_is_split(tmp_path: Path) -> None:
         asyncio.run(main(server))
 
 
+def test_a_request_too_large_by_itself_is_divided(tmp_path: Path) -> None:
+    """A server's own limit: one request of many spans arrives in parts, each span once, and later batches fit."""
+    message = ExportTraceServiceRequest()
+    scope = message.resource_spans.add().scope_spans.add()
+    scope.scope.name = "lib"
+    for number in range(2000):
+        scope.spans.add(name=f"{number:05}", trace_id=bytes(16), span_id=bytes(8))
+    whole = message.SerializeToString()
+    limit = len(whole) // 3
+
+    async def main(server: OtlpServer) -> None:
+        async with forwarding(tmp_path, destination(to(server)), put=(whole,)) as forward:
+            assert await forward.upstream.drain(BUDGET_S)
+            assert not forward.deadletter.exists()
+        assert names(server.taken) == [f"{number:05}" for number in range(2000)]
+        assert all(len(data) <= limit for _, data in server.taken)
+
+    with OtlpServer(max_recv_bytes=limit) as server:
+        asyncio.run(main(server))
+
+
+def test_a_limit_once_met_is_kept_to(tmp_path: Path) -> None:
+    """Batches that follow a refusal for size begin at what fitted, so that the same refusal does not come for ever."""
+    requests = [request(f"{number:04}" + "n" * 2000) for number in range(400)]
+    limit = 128 * 1024
+
+    async def main(server: OtlpServer) -> None:
+        async with forwarding(tmp_path, destination(to(server)), put=requests) as forward:
+            assert await forward.upstream.drain(BUDGET_S)
+            forward.put(*requests)
+            assert await forward.upstream.drain(BUDGET_S)
+            assert forward.upstream.status()[0].tally.sent_requests == 800
+        assert b"".join(data for _, data in server.taken) == b"".join(requests * 2)
+        second = [len(data) for _, data in server.taken][-8:]
+        assert max(second) <= limit
+
+    with OtlpServer(max_recv_bytes=limit) as server:
+        asyncio.run(main(server))
+
+
 def test_one_bad_request_does_not_take_its_batch_along(tmp_path: Path) -> None:
     """What is refused for good is put aside alone, with the reason, whole; all others arrive."""
+    requests = [request(name) for name in ("a", "b", "bad", "c", "d")]
 
     def judge(signal: str, data: bytes) -> grpc.StatusCode | None:
         return grpc.StatusCode.INVALID_ARGUMENT if "bad" in names([(signal, data)]) else None
 
     async def main(server: OtlpServer) -> None:
-        requests = [request(name) for name in ("a", "b", "bad", "c", "d")]
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{server.port}", *requests) as forward:
+        async with forwarding(tmp_path, destination(to(server))) as forward:
+            forward.put(*requests, metadata=(("x-tenant", "red"),))
             assert await forward.upstream.drain(BUDGET_S)
             assert forward.failures("refused") == 1
             (said,) = forward.deadletter.glob("*-traces.json")
             reason = json.loads(said.read_bytes())
             assert reason["reason"] == "INVALID_ARGUMENT: told to answer INVALID_ARGUMENT"
             assert (reason["signal"], reason["positions"]) == ("traces", [[0, 2]])
+            assert (reason["destination"], reason["metadata"]) == ("upstream", [["x-tenant", "red"]])
             assert said.with_suffix(".bin").read_bytes() == requests[2]
+            assert {path.stat().st_mode & 0o777 for path in forward.deadletter.iterdir()} == {0o600}
         assert names(server.taken) == ["a", "b", "c", "d"]
 
     with OtlpServer(judge=judge) as server:
@@ -230,10 +320,10 @@ def test_one_bad_request_does_not_take_its_batch_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", ["UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED"])
 def test_a_refusal_of_the_sender_is_not_split(tmp_path: Path, code: str) -> None:
     """Where no part would fare better the batch is put aside at once, in one send."""
+    requests = [request("a"), request("b")]
 
     async def main(server: OtlpServer) -> None:
-        requests = [request("a"), request("b")]
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{server.port}", *requests) as forward:
+        async with forwarding(tmp_path, destination(to(server)), put=requests) as forward:
             assert await forward.upstream.drain(BUDGET_S)
             (data,) = forward.deadletter.glob("*.bin")
             assert data.read_bytes() == b"".join(requests)
@@ -248,9 +338,9 @@ def test_what_cannot_be_put_aside_stays_in_the_outbox(tmp_path: Path) -> None:
     (tmp_path / "deadletter").write_bytes(b"a file where the directory should be")
 
     async def main(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{server.port}", request("a")) as forward:
+        async with forwarding(tmp_path, destination(to(server)), put=(request("a"),)) as forward:
             assert not await forward.upstream.drain(0.5)
-            assert forward.outbox.position == 0
+            assert not forward.outbox.reader("upstream").is_drained
             (tmp_path / "deadletter").unlink()
             assert await forward.upstream.drain(BUDGET_S)
             assert len(list(forward.deadletter.glob("*.bin"))) == 1
@@ -259,154 +349,210 @@ def test_what_cannot_be_put_aside_stays_in_the_outbox(tmp_path: Path) -> None:
         asyncio.run(main(server))
 
 
-def test_a_partial_success_is_counted_and_not_sent_again(tmp_path: Path) -> None:
-    """A6: clients MUST NOT retry a partial success."""
-    response = ExportTraceServiceResponse()
-    response.partial_success.rejected_spans = 1
+def test_a_set_time_gives_up_into_the_dead_letters(tmp_path: Path) -> None:
+    """Only who sets `max_elapsed_time` gives up, and what is given up is kept with the reason."""
 
     async def main(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{server.port}", request("a")) as forward:
+        hasty = destination(to(server), retry=Retry(initial_interval_s=0.05, max_elapsed_time_s=0.3))
+        async with forwarding(tmp_path, hasty, put=(request("a"),)) as forward:
+            assert await forward.upstream.drain(BUDGET_S)
+            assert (forward.failures("given_up"), forward.failures("refused")) == (1, 0)
+            (said,) = forward.deadletter.glob("*.json")
+            assert json.loads(said.read_bytes())["reason"].startswith("given up after 0.")
+        assert server.calls >= 3
+
+    with OtlpServer(judge=lambda signal, data: grpc.StatusCode.UNAVAILABLE) as server:
+        asyncio.run(main(server))
+
+
+def test_a_partial_success_is_counted_and_not_sent_again(tmp_path: Path) -> None:
+    """A6: clients MUST NOT retry a partial success; what it left out is counted by its number."""
+    response = ExportTraceServiceResponse()
+    response.partial_success.rejected_spans = 7
+
+    async def main(server: OtlpServer) -> None:
+        async with forwarding(tmp_path, destination(to(server)), put=(request("a"),)) as forward:
             assert await forward.upstream.drain(BUDGET_S)
             assert forward.failures("partial") == 1
+            (status,) = forward.upstream.status()
+            assert (status.tally.partial, status.tally.rejected_items) == (1, 7)
         assert server.calls == 1
 
     with OtlpServer(judge=lambda signal, data: response.SerializeToString()) as server:
         asyncio.run(main(server))
 
 
-def test_what_comes_later_is_sent_without_being_asked(tmp_path: Path) -> None:
-    """Each sync of the outbox wakes the sender."""
+def test_several_sends_are_under_way_at_once(tmp_path: Path) -> None:
+    """`num_consumers` of them, and the position waits for the first."""
+    together = threading.Barrier(2)
+    requests = [request(name) for name in ("a", "b", "c", "d")]
+
+    def judge(signal: str, data: bytes) -> None:
+        together.wait(10)
 
     async def main(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, f"grpc://127.0.0.1:{server.port}", linger_s=0.01) as forward:
+        two = destination(to(server), num_consumers=2, batching=Batching(0.0, max_bytes=1))
+        async with forwarding(tmp_path, two, put=requests) as forward:
+            assert await forward.upstream.drain(BUDGET_S)
+        assert sorted(names(server.taken)) == ["a", "b", "c", "d"]
+
+    with OtlpServer(judge=judge) as server:
+        asyncio.run(main(server))
+
+
+def test_the_position_moves_in_order(tmp_path: Path) -> None:
+    """What is taken behind something that is not is offered again after a crash, and nothing is left out."""
+
+    def judge(signal: str, data: bytes) -> grpc.StatusCode | None:
+        return grpc.StatusCode.UNAVAILABLE if "a" in names([(signal, data)]) else None
+
+    async def main(server: OtlpServer) -> None:
+        two = destination(to(server), num_consumers=2, batching=Batching(0.0, max_bytes=1))
+        async with forwarding(tmp_path, two, put=[request("a"), request("b")]) as forward:
+            await asyncio.to_thread(server.wait_for, arrived(1))
+            assert not await forward.upstream.drain(0.2)
+            assert forward.outbox.reader("upstream").taken == (-1, -1)
+
+    async def again(server: OtlpServer) -> None:
+        async with forwarding(tmp_path, destination(to(server))) as forward:
+            assert await forward.upstream.drain(BUDGET_S)
+        assert names(server.taken) == ["a", "b"]
+
+    with OtlpServer(judge=judge) as server:
+        asyncio.run(main(server))
+    with OtlpServer() as server:
+        asyncio.run(again(server))
+
+
+def test_a_batch_that_times_out_is_made_smaller(tmp_path: Path) -> None:
+    """Over a slow link the whole never arrives in time; its halves do."""
+    requests = [request(f"s{number}") for number in range(8)]
+    waits = threading.Event()
+
+    def judge(signal: str, data: bytes) -> None:
+        if len(names([(signal, data)])) > 3:
+            waits.wait(0.6)
+
+    async def main(server: OtlpServer) -> None:
+        slow = destination(to(server), timeout_s=0.3)
+        async with forwarding(tmp_path, slow, put=requests) as forward:
+            assert await forward.upstream.drain(BUDGET_S)
+            assert forward.failures("retry") == 6, "two for the whole, two for each half"
+        assert b"".join(requests) in b"".join(data for _, data in server.taken)
+
+    with OtlpServer(judge=judge) as server:
+        asyncio.run(main(server))
+
+
+def test_gzip_on_grpc(tmp_path: Path) -> None:
+    """Compressed by the library; the server sees the same bytes."""
+
+    async def main(server: OtlpServer) -> None:
+        async with forwarding(tmp_path, destination(to(server), compression="gzip")) as forward:
+            forward.put(request("n" * 10_000))
+            assert await forward.upstream.drain(BUDGET_S)
+        assert server.taken == [("traces", request("n" * 10_000))]
+
+    with OtlpServer() as server:
+        asyncio.run(main(server))
+
+
+def test_what_comes_later_is_sent_without_being_asked(tmp_path: Path) -> None:
+    """An append wakes the sender."""
+
+    async def main(server: OtlpServer) -> None:
+        async with forwarding(tmp_path, destination(to(server))) as forward:
             for number in range(3):
                 await asyncio.to_thread(forward.put, request(f"s{number}"))
-                expected = number + 1
-                await asyncio.to_thread(server.wait_for, arrived(expected))
+                await asyncio.to_thread(server.wait_for, arrived(number + 1))
         assert names(server.taken) == ["s0", "s1", "s2"]
 
     with OtlpServer() as server:
         asyncio.run(main(server))
 
 
-class HttpUpstream:
-    """An OTLP/HTTP server that answers with what it was given, then 200; `taken` holds (path, type, bytes)."""
+def test_a_stop_ends_a_send_that_hangs(tmp_path: Path) -> None:
+    """Leaving does not wait for an answer that does not come; the item is still there."""
+    hang = threading.Event()
 
-    def __init__(self, *answers: tuple[int, dict[str, str], bytes], close_each: bool = False) -> None:
-        self.calls: list[tuple[str, str, bytes]] = []
-        self.taken: list[tuple[str, bytes]] = []
-        self._answers = list(answers)
-        self._changed = Condition()
-        outer = self
+    async def main(server: OtlpServer) -> None:
+        async with forwarding(tmp_path, destination(to(server), timeout_s=30.0), put=(request("a"),)) as forward:
+            await asyncio.to_thread(started.wait, 10)
+            begun = monotonic()
+        assert monotonic() - begun < 5
+        assert not forward.outbox.reader("upstream").is_drained
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    started = threading.Event()
 
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                outer.calls.append((self.path, self.headers["Content-Type"], body))
-                status, headers, data = outer._answers.pop(0) if outer._answers else (200, {}, b"")
-                if status == 200:
-                    outer.taken.append((self.path.removeprefix("/v1/"), body))
-                self.send_response(status)
-                for key, value in headers.items():
-                    self.send_header(key, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-                # Without a "Connection: close": what an idle timeout of a real server looks like.
-                self.close_connection = close_each
+    def judge(signal: str, data: bytes) -> None:
+        started.set()
+        hang.wait(20)
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the parent's name
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = Thread(target=self._server.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    with OtlpServer(judge=judge) as server:
+        asyncio.run(main(server))
+        hang.set()
 
 
-def run_http(tmp_path: Path, server: HttpUpstream, check: Callable[[Forwarding], None], *requests: bytes) -> None:
-    async def main() -> None:
-        async with forwarding(tmp_path, server.endpoint, *requests) as forward:
+def test_the_log_has_no_content_and_is_not_flooded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line when it fails, one when it works again; an upstream's words that may quote the data are not in it."""
+    refusals = [grpc.StatusCode.UNAVAILABLE] * 3
+    caplog.set_level(logging.INFO, "joulegram_sink")
+
+    async def main(server: OtlpServer) -> None:
+        async with forwarding(tmp_path, destination(to(server)), put=(request("secret"),)) as forward:
             assert await forward.upstream.drain(BUDGET_S)
-            check(forward)
 
-    with server:
-        asyncio.run(main())
-
-
-def test_http_posts_protobuf_to_the_signals_path(tmp_path: Path) -> None:
-    """H1, H2: /v1/traces, application/x-protobuf."""
-    server = HttpUpstream()
-    run_http(tmp_path, server, lambda forward: None, request("a"), request("b"))
-    assert server.calls == [("/v1/traces", "application/x-protobuf", request("a") + request("b"))]
+    with OtlpServer(judge=lambda signal, data: refusals.pop() if refusals else None) as server:
+        asyncio.run(main(server))
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "destination 'upstream' does not take data, trying again: UNAVAILABLE" in caplog.text
+    assert "secret" not in caplog.text
 
 
-def test_http_retryable_statuses_are_tried_again_after_the_asked_delay(tmp_path: Path) -> None:
-    """H7: 429, 502, 503, 504; Retry-After in seconds or as a date."""
-    past = formatdate(0, usegmt=True)
-    answers = [(429, {"Retry-After": "0"}, b""), (502, {}, b""), (503, {"Retry-After": past}, b""), (504, {}, b"")]
-    server = HttpUpstream(*answers)
-    started = monotonic()
+def test_the_short_form_is_a_destination_with_the_defaults(tmp_path: Path) -> None:
+    """An endpoint alone: one destination called `upstream`."""
 
-    def check(forward: Forwarding) -> None:
-        assert forward.failures("retry") == 4
+    async def main(server: OtlpServer) -> None:
+        async with forwarding(tmp_path, destination(f"grpc://127.0.0.1:{free_port()}")) as forward:
+            forward.put(request("a"))
+        async with (
+            forward.outbox as outbox,
+            Upstream(to(server), outbox, forward.metrics, forward.deadletter) as upstream,
+        ):
+            assert await upstream.drain(BUDGET_S)
+        assert names(server.taken) == ["a"]
 
-    run_http(tmp_path, server, check, request("a"))
-    assert (names(server.taken), len(server.calls)) == (["a"], 5)
-    asked = HttpUpstream((503, {"Retry-After": "1"}, b""))
-    started = monotonic()
-    run_http(tmp_path / "asked", asked, lambda forward: None, request("a"))
-    assert monotonic() - started >= 1
-
-
-def test_http_413_is_split_and_a_bad_request_put_aside(tmp_path: Path) -> None:
-    """413 halves the batch; a lone 400 goes to the dead letters with the Status it came with."""
-    status = status_pb2.Status(code=3, message="span name is empty").SerializeToString()
-    server = HttpUpstream((413, {}, b""), (400, {"Content-Type": "application/x-protobuf"}, status))
-
-    def check(forward: Forwarding) -> None:
-        (said,) = forward.deadletter.glob("*.json")
-        assert json.loads(said.read_bytes())["reason"] == "HTTP 400 Bad Request: span name is empty"
-        assert said.with_suffix(".bin").read_bytes() == request("a")
-
-    run_http(tmp_path, server, check, request("a"), request("b"))
-    assert names(server.taken) == ["b"]
+    with OtlpServer() as server:
+        asyncio.run(main(server))
 
 
-def test_http_a_closed_idle_connection_is_no_failure(tmp_path: Path) -> None:
-    """A server may close a kept connection; the next request opens another and arrives once."""
-    server = HttpUpstream(close_each=True)
+GOOD_ENDPOINTS = {
+    "grpc://127.0.0.1:4317": ("grpc", "127.0.0.1:4317", "", True),
+    "grpc://[::1]:4317": ("grpc", "[::1]:4317", "", True),
+    "grpcs://collector": ("grpcs", "collector:443", "", False),
+    "http://localhost:4318/": ("http", "localhost:4318", "", True),
+    "https://otlp.example.com/base/": ("https", "otlp.example.com:443", "/base", False),
+    "http://10.0.0.7:4318": ("http", "10.0.0.7:4318", "", False),
+}
 
-    async def main() -> None:
-        async with forwarding(tmp_path, server.endpoint) as forward:
-            for name in ("a", "b", "c"):
-                forward.put(request(name))
-                assert await forward.upstream.drain(BUDGET_S)
-            assert forward.failures("retry") is None
-        assert names(server.taken) == ["a", "b", "c"]
 
-    with server:
-        asyncio.run(main())
+@pytest.mark.parametrize("text", GOOD_ENDPOINTS)
+def test_endpoints(text: str) -> None:
+    """Scheme, host and port, path; and whether what is sent leaves the machine."""
+    found = parse_endpoint(text)
+    assert (found.scheme, found.target, found.path, found.is_loopback) == GOOD_ENDPOINTS[text]
 
 
 BAD_ENDPOINTS = {
-    "another scheme": "https://127.0.0.1:4318",
+    "another scheme": "ftp://127.0.0.1:4318",
     "no scheme": "127.0.0.1:4317",
     "no port": "grpc://127.0.0.1",
     "no host": "grpc://:4317",
     "a port that is none": "grpc://127.0.0.1:otlp",
-    "a path": "http://127.0.0.1:4318/v1/traces",
-    "a user": "http://user@127.0.0.1:4318",
+    "a port out of range": "http://127.0.0.1:70000",
+    "a path on gRPC": "grpc://127.0.0.1:4317/v1/traces",
+    "a query": "http://127.0.0.1:4318/?a=b",
+    "a space": "http://127.0.0.1 :4318",
     "nothing": "",
 }
 
@@ -417,8 +563,64 @@ def test_a_bad_endpoint_is_a_config_error(tmp_path: Path, endpoint: str) -> None
 
     async def main() -> None:
         with pytest.raises(ConfigError, match="expected grpc://host:port or http://host:port") as error:
-            async with forwarding(tmp_path, endpoint):
+            async with forwarding(tmp_path, destination(endpoint)):
                 pass
         assert (error.value.key, error.value.got) == ("upstream.endpoint", endpoint)
+
+    asyncio.run(main())
+
+
+def test_credentials_in_an_endpoint_are_refused_and_not_repeated() -> None:
+    """They belong into a header, which is never shown (S0-63)."""
+    with pytest.raises(ConfigError, match=r"got 'http://\.\.\.@collector:4318'") as error:
+        parse_endpoint("http://alice:hunter2@collector:4318")
+    assert "hunter2" not in str(error.value)
+
+
+BAD_HEADERS = {
+    "upper case": Header("X-Tenant", "red"),
+    "of the transport": Header("content-type", "text/plain"),
+    "binary": Header("x-trace-bin", "00"),
+    "of gRPC": Header("grpc-timeout", "1S"),
+    "a line feed": Header("x-tenant", "hunter2\nx-admin: yes"),
+    "not ASCII": Header("x-tenant", "hunter2\u00e9"),
+    "a prefix of two lines": Header("x-tenant", "hunter2", prefix="a\n"),
+}
+
+
+@pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS.keys())
+def test_a_bad_header_is_a_config_error_that_does_not_show_it(tmp_path: Path, header: Header) -> None:
+    """The key is quoted, the value is not."""
+
+    async def main() -> None:
+        with pytest.raises(ConfigError, match=rf"upstream\.headers\.{header.name}: got") as error:
+            async with forwarding(tmp_path, destination("grpc://127.0.0.1:1", headers=(header,))):
+                pass
+        assert "hunter2" not in str(error.value)
+
+    asyncio.run(main())
+
+
+def test_a_header_file_must_be_there_at_the_start(tmp_path: Path) -> None:
+    """Later it may be away for a moment; at the start its absence is a mistake."""
+
+    async def main(path: Path) -> None:
+        header = Header("authorization", file=path)
+        with pytest.raises(ConfigError, match=r"upstream\.headers\.authorization\.file: got '.*expected a file of one"):
+            async with forwarding(tmp_path, destination("grpc://127.0.0.1:1", headers=(header,))):
+                pass
+
+    asyncio.run(main(tmp_path / "absent"))
+    (tmp_path / "two").write_text("one\ntwo\n")
+    asyncio.run(main(tmp_path / "two"))
+
+
+def test_grpc_has_no_zstd(tmp_path: Path) -> None:
+    """The library offers gzip alone: said at the start, with the key."""
+
+    async def main() -> None:
+        with pytest.raises(ConfigError, match=r"upstream\.compression: got 'zstd', expected none or gzip"):
+            async with forwarding(tmp_path, destination("grpc://127.0.0.1:1", compression="zstd")):
+                pass
 
     asyncio.run(main())
