@@ -1,4 +1,4 @@
-"""The command line: `joulegram run | serve | agent | validate | ledger verify | version`.
+"""The command line: `joulegram run | serve | agent | validate | ledger verify | spool … | version`.
 
 Everything heavy is imported inside the command that needs it, so that `--help` stays quick.
 """
@@ -13,6 +13,7 @@ import typer
 
 from joulegram_agent import DEFAULT_SOCKET
 from joulegram_pipeline.errors import ConfigError, JoulegramError
+from joulegram_service.cli_spool import app as spool_app
 
 if TYPE_CHECKING:
     from joulegram_service.config import Config
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 ledger_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Read what was recorded.")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(spool_app, name="spool")
 
 ConfigFlag = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (docs/configuration.md).", show_default="none")

@@ -86,7 +86,11 @@ BAD: dict[str, tuple[str, str, str]] = {
     ),
     "an endpoint that is a port": ("receiver: {protocols: {http: {endpoint: 4318}}}", "got 4318", "host:port"),
     "an upstream without a scheme": ("upstream: {endpoint: 'c:4317'}", "got 'c:4317'", "grpc://host:port or http://"),
-    "an upstream in TLS": ("upstream: {endpoint: 'https://c:1'}", "upstream.endpoint: got 'https://c:1'", "grpc://"),
+    "an upstream of another scheme": (
+        "upstream: {endpoint: 'ftp://c:1'}",
+        "got 'ftp://c:1'",
+        "grpcs:// or https://",
+    ),
     "an upstream without a port": ("upstream: {endpoint: 'grpc://c'}", "upstream.endpoint: got 'grpc://c'", "host:po"),
     "a source that is none": ("agent: {source: rapl}", "agent.source: got 'rapl'", "'auto', 'powercap', 'model' or 'n"),
     "an idle policy that is none": (
