@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from joulegram_sink.outbox import Outbox
     from joulegram_sink.upstream_forwarder import Tally
 
-__all__ = ["MAX_BATCH_BYTES", "Destination", "DestinationStatus", "Upstream", "Upstreams"]
+__all__ = ["MAX_BATCH_BYTES", "Destination", "DestinationStatus", "Upstreams"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +108,3 @@ class Upstreams:
             )
             for forwarder in self._forwarders
         )
-
-
-class Upstream(Upstreams):
-    """The short form: one destination with the defaults, called ``upstream``.
-
-    Args:
-        endpoint: ``grpc://host:port``, ``http://host:port`` and their forms with TLS.
-        outbox: entered before this and left after it.
-        metrics: as for `Upstreams`.
-        deadletter: as for `Upstreams`.
-    """
-
-    def __init__(self, endpoint: str, outbox: Outbox, metrics: Metrics, deadletter: Path) -> None:
-        super().__init__((Destination("upstream", endpoint),), outbox, metrics, deadletter)
