@@ -496,6 +496,7 @@ class Machine:
             "runs": [run.dump() for run in self._runs.values()],
             "foreign": self._foreign.dump(),
             "measures": self._measures,
+            "reason": self.store.last_reason,
         }
 
     def load(self, state: Json) -> None:
@@ -520,6 +521,7 @@ class Machine:
         self._changed_runs = {run.run_id for run in self._runs.values() if run.spans != run.published_spans}
         self._foreign.load(state["foreign"])
         self._measures = state["measures"]
+        self.store.last_reason = state["reason"]
         self._waiting.load(state["waiting"], self._read_again)
 
     def _read_again(self, lsn: int) -> Batch | None:

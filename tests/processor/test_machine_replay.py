@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from joulegram_pipeline.energy import TickBatch
+from joulegram_pipeline.energy import Method, TickBatch
 from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
 from joulegram_processor.intensity.static_factor import StaticFactor
@@ -161,6 +161,25 @@ def test_a_snapshot_anywhere_changes_nothing(log: Log, first: int, second: int, 
                 **state,
                 "repeats": subject.dump()["repeats"],
             }
+
+
+def test_a_snapshot_keeps_why_nothing_is_measured() -> None:
+    """A batch without energy is in no archive where none is expected; its reason is in the snapshot."""
+    told = Settings(local_energy=False)
+    log = Log()
+    nothing = TickBatch("boot-1", "none", Method.MEASURED, "no_source", (), ()).to_bytes()
+    log.append(RecordKind.TICKS, nothing, T0 + S)
+    root = span(1, T0, T0 + S, name="etl.job", attributes={"kfm.run_id": RUNS[0]})
+    log.append(RecordKind.TRACES, request(root), T0 + 2 * S)
+    log.control("run.end", RUNS[0], status="ok", ended_by="command_exit")
+    (_, _), (_, _), (_, whole) = outputs(machine(log, told), log.records)
+    before, after = machine(log, told), machine(log, told)
+    list(before.feed(log.records[0]))
+    after.load(json.loads(json.dumps(before.dump())))
+    list(after.feed(log.records[1]))
+    assert list(after.feed(log.records[2])) == whole
+    (record,) = whole[0].records
+    assert record["energy"]["reason"] == "no_source"
 
 
 @given(logs())
