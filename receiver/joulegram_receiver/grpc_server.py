@@ -15,7 +15,6 @@ from joulegram_pipeline.errors import BusyError, JoulegramError
 from joulegram_receiver.intake import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, Intake
 from joulegram_receiver.intake_refusals import OverloadError, TooLargeError, UndurableError
 from joulegram_receiver.listener import check_free, parse_endpoint, set_unix_mode
-from joulegram_receiver.memory import keep_freed_memory
 from joulegram_receiver.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -124,7 +123,6 @@ class GrpcReceiver:
     async def __aenter__(self) -> Self:
         address = parse_endpoint(self._endpoint, _KEY)
         check_free(address, _KEY)
-        keep_freed_memory()
         server = grpc.aio.server(interceptors=self._interceptors, options=self._options)
         for signal in SIGNALS:
             handlers = {"Export": grpc.unary_unary_rpc_method_handler(self._exporter(signal))}

@@ -13,7 +13,6 @@ import uvicorn
 from joulegram_receiver.http_app import OtlpApp
 from joulegram_receiver.http_protocol import BoundedHttpProtocol, ConnectionLimits
 from joulegram_receiver.listener import listening, parse_endpoint
-from joulegram_receiver.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import socket
@@ -96,7 +95,6 @@ class HttpReceiver:
         self._server: _Server | None = None
 
     async def __aenter__(self) -> Self:
-        keep_freed_memory()
         with contextlib.ExitStack() as stack:
             listener = self._listener
             if listener is None:

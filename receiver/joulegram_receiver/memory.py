@@ -1,8 +1,21 @@
-"""Keep freed memory for the next request instead of giving it back to the kernel after each one."""
+"""What becomes of freed memory: a little is kept for the next request, and what a burst left behind goes back.
+
+glibc hands back what lies free at a heap's end, after each request, and faults it in again for the next; what lies free
+further down, as after a bomb that was refused, it keeps for ever.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
@@ -12,22 +25,69 @@ _KEPT_BYTES = 16 * 1024 * 1024
 _TOP_PAD_BYTES = 4 * 1024 * 1024
 _MMAP_BYTES = 8 * 1024 * 1024
 
+_STATM = Path("/proc/self/statm")
 
-def keep_freed_memory() -> bool:
-    """Have glibc keep up to 16 MiB of freed memory for this process.
+GROWN_BYTES = 32 * 1024 * 1024
+"""Grown by this much since memory was last given back, the process gives it back again."""
 
-    A request of 300 KB parses into about 1 MB. glibc hands that back when it is freed, and to fault it in
-    again costs more than the parsing. What is above 8 MiB in one piece still goes back at once.
 
-    Returns:
-        Whether it was done; a C library without ``mallopt`` is left as it is.
+class MemoryKeeper:
+    """Settles how this process keeps memory; an async context manager. Without glibc it does nothing.
+
+    Args:
+        look_s: how often it looks how much is resident.
+        rest_s: between two times of giving back, because under load what is given back is soon faulted in again.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    settings = (
-        (_M_MMAP_THRESHOLD, _MMAP_BYTES),
-        (_M_TRIM_THRESHOLD, _KEPT_BYTES),
-        (_M_TOP_PAD, _TOP_PAD_BYTES),
-    )
-    return all(mallopt(option, value) == 1 for option, value in settings)
+
+    def __init__(self, look_s: float = 1.0, rest_s: float = 10.0) -> None:
+        self._look_s = look_s
+        self._rest_s = rest_s
+        self._library = ctypes.CDLL(None)
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._keep_freed()
+        if hasattr(self._library, "malloc_trim"):
+            self._task = asyncio.create_task(self._watch(), name="memory")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def _keep_freed(self) -> None:
+        """Keep up to 16 MiB of freed memory: a request of 300 kB parses into 1 MB, wanted again by the next.
+
+        What is above 8 MiB in one piece still goes back at once.
+        """
+        mallopt = getattr(self._library, "mallopt", None)
+        if mallopt is None:
+            return
+        for option, value in (
+            (_M_MMAP_THRESHOLD, _MMAP_BYTES),
+            (_M_TRIM_THRESHOLD, _KEPT_BYTES),
+            (_M_TOP_PAD, _TOP_PAD_BYTES),
+        ):
+            mallopt(option, value)
+
+    async def _watch(self) -> None:
+        low, given_s = resident_bytes(), float("-inf")
+        while True:
+            await asyncio.sleep(self._look_s)
+            now = resident_bytes()
+            low = min(low, now)
+            if now - low < GROWN_BYTES or time.monotonic() - given_s < self._rest_s:
+                continue
+            # In a thread: it looks through every heap, and lets others run meanwhile.
+            await asyncio.to_thread(self._library.malloc_trim, 0)
+            # `low` stays: what is in use now and freed later would else be taken for what it always needs.
+            given_s = time.monotonic()
+
+
+def resident_bytes() -> int:
+    """What this process has in memory (proc(5), statm, second field)."""
+    return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")

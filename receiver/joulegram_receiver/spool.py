@@ -160,6 +160,11 @@ class Spool:
         return self._log.missing_bytes
 
     @property
+    def max_bytes(self) -> int:
+        """How much log is kept at most."""
+        return self._max_bytes
+
+    @property
     def fullness(self) -> float:
         """How full it is, 0 to 1 and above: by what waits for the disk, or by what the log may hold."""
         queue = self._queued_bytes / self._max_queued_bytes

@@ -22,6 +22,7 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
 from joulegram_processor.machine import Machine, Settings
 from joulegram_processor.select import Selector
+from joulegram_receiver.memory import MemoryKeeper
 from joulegram_receiver.poller import Poller
 from joulegram_receiver.spool import Spool
 from joulegram_service.carbon_model import build_carbon
@@ -210,6 +211,7 @@ class Sidecar:
             own = OwnMetrics(metrics.registry, self.spool, __version__, config.host.hw_id, interval_ns / 1e9)
             await enter_all(stack, [own])
         stack.push_async_callback(self._bring_last_ticks)
+        await enter_all(stack, [MemoryKeeper()])
         for listener in (self.receivers.grpc, self.receivers.http):
             if listener is not None:
                 await enter_all(stack, [listener])

@@ -178,8 +178,7 @@ def test_a_snapshot_keeps_why_nothing_is_measured() -> None:
     after.load(json.loads(json.dumps(before.dump())))
     list(after.feed(log.records[1]))
     assert list(after.feed(log.records[2])) == whole
-    (record,) = whole[0].records
-    assert record["energy"]["reason"] == "no_source"
+    assert "'reason': 'no_source'" in str(whole[0].records)
 
 
 @given(logs())

@@ -21,6 +21,7 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_receiver.grpc_server import GrpcReceiver
 from joulegram_receiver.http_server import HttpReceiver
 from joulegram_receiver.intake import Intake
+from joulegram_receiver.memory import MemoryKeeper
 from joulegram_receiver.signals import SIGNALS
 from joulegram_receiver.spool import Spool
 
@@ -125,6 +126,7 @@ async def receivers(
     """Both receivers on free ports; each dict is of keyword arguments."""
     metrics = Metrics()
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(MemoryKeeper())
         store = await stack.enter_async_context(Spool(directory, metrics, log=log, **(spool or {})))
         way_in = Intake(store, metrics, **(intake or {}))
         limit = {"max_recv_bytes": way_in.max_request_bytes}
