@@ -289,7 +289,10 @@ def _parse(payload: bytes) -> Any:
     try:
         return ExportTraceServiceRequest.FromString(payload)
     except Exception as error:  # protobuf's DecodeError is not the same class in every backend
-        raise WireError(f"got {len(payload)} bytes that are not an ExportTraceServiceRequest: {error}") from error
+        raise WireError(
+            f"got {len(payload)} bytes that are not an ExportTraceServiceRequest, "
+            f"beginning {payload[:16].hex()!r}, expected one: {error}"
+        ) from error
 
 
 def roots_of(payload: bytes) -> set[bytes]:

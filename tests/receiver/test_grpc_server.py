@@ -140,17 +140,6 @@ def test_an_empty_request_succeeds_and_is_not_stored(tmp_path: Path, signal: str
     asyncio.run(main())
 
 
-def test_gzip_is_taken(tmp_path: Path) -> None:
-    """A1: gzip MUST be accepted; the spool has the plain bytes."""
-
-    async def main() -> None:
-        async with running(tmp_path) as client:
-            await client.export(traces(span()), compression=grpc.Compression.Gzip)
-            assert client.stored() == [(RecordKind.TRACES, traces(span()))]
-
-    asyncio.run(main())
-
-
 def test_the_sdk_exporter_is_served(tmp_path: Path) -> None:
     """The real Python exporter of a job delivers its spans (S0-25, S0-26)."""
 
