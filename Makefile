@@ -4,6 +4,7 @@
 #   make test            every check CI runs; PYTEST_ARGS="tests/sink -x" narrows the tests
 #   make lint            the checks that run nothing: ruff, mypy, import-linter
 #   make format          let ruff rewrite what `make lint` would complain of
+#   make fuzz            fuzz every decoder for FUZZ_S seconds (60) and keep what reaches most in tests/fuzz/corpus
 #   make lock            resolve requirements/*.txt anew; UPGRADE=--upgrade takes the newest of everything
 #   make clean           remove the environment and every cache
 #
@@ -13,13 +14,15 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 UPGRADE ?=
+FUZZ_S ?= 60
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.joulegram
 LOCK_VENV := build/lock
+FUZZ_VENV := build/fuzz-venv
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo test lint format fuzz lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -50,6 +53,14 @@ lint: $(STAMP)
 format: $(STAMP)
 	"$(BIN)/python" -m ruff check --fix .
 	"$(BIN)/python" -m ruff format .
+
+# atheris instruments what it imports, so it has an environment of its own. A crash stays in build/fuzz beside its trace.
+fuzz:
+	test -x "$(FUZZ_VENV)/bin/python" || "$(PYTHON)" -m venv "$(FUZZ_VENV)"
+	"$(FUZZ_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    -r requirements/dev.txt -r tests/fuzz/atheris.txt
+	"$(FUZZ_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	"$(FUZZ_VENV)/bin/python" tests/fuzz/run.py --seconds $(FUZZ_S) --keep
 
 # pip-compile knows extras but no PEP 735 groups, so `dependency-groups` hands it the group on standard input. It resolves
 # for the Python that runs it: run this under 3.11, the oldest that is supported.
