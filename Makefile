@@ -28,8 +28,8 @@ FUZZ_VENV := build/fuzz-venv
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
 
-# The stamp is as new as the environment: a changed lock or pyproject installs again, nothing else does.
-$(STAMP): requirements/dev.txt pyproject.toml
+# The stamp is as new as the environment: a changed lock, pyproject or C source installs again, nothing else does.
+$(STAMP): requirements/dev.txt pyproject.toml hatch_build.py $(wildcard processor/joulegram_processor/_native*.[ch])
 	@"$(PYTHON)" -c 'import sys; v = sys.version.split()[0]; \
 	    sys.version_info >= (3, 11) or sys.exit(f"PYTHON is {v}, expected 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
@@ -75,4 +75,5 @@ lock:
 	    $(COMPILE) --extra=sdk --constraint=requirements/runtime.txt --output-file=requirements/dev.txt pyproject.toml -
 
 clean:
+	rm -f processor/joulegram_processor/_native.abi3.so
 	rm -rf "$(VENV)" build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache tests/peers/.build

@@ -23,6 +23,7 @@ from joulegram_pipeline.span_rows import (
     sound,
 )
 from joulegram_pipeline.units import UJ_PER_J
+from joulegram_processor import native
 from joulegram_processor.wire import first_span_offset
 
 if TYPE_CHECKING:
@@ -130,6 +131,10 @@ class SpanReader:
         self._default_run = default_run
         self._wanted = _READ_KEYS | written_keys | self._attributes
         self._by_name: dict[str, bool] = {}
+        # As bytes, for the native reader; a lone surrogate is in no name that came as UTF-8.
+        self._exact_bytes = tuple(name.encode(errors="surrogatepass") for name in selector.exact)
+        self._prefix_bytes = tuple(prefix.encode(errors="surrogatepass") for prefix in selector.prefixes)
+        self._wanted_bytes = {key.encode(errors="surrogatepass"): key for key in self._wanted}
 
     def read(self, record: LogRecord) -> Batch:
         """The spans of a record to join, as a batch; see `extract`.
@@ -159,6 +164,22 @@ class SpanReader:
         Raises:
             WireError: the bytes are not a trace request.
         """
+        if native.LOADED is not None:
+            fields = native.LOADED.extract(
+                payload,
+                self._exact_bytes,
+                self._prefix_bytes,
+                self._wanted_bytes,
+                self._attributes,
+                self._place,
+                run_of,
+            )
+            if fields is not None:
+                return Extract(*fields)
+        return self.extract_in_python(payload)
+
+    def extract_in_python(self, payload: bytes) -> Extract:
+        """`extract` where the native module is not there, or refuses the request."""
         request = _parse(payload)
         groups = request.resource_spans
         # A resource holds such keys as a rule, spans often do not; with one resource, it stands before its spans.
@@ -179,7 +200,7 @@ class SpanReader:
         for resource, spans, names, picks in named:
             if by_attribute or picks is None or picks:
                 attributes = {item.key: plain(item.value) for item in resource.attributes}
-                run, pid = run_of(attributes) or self._default_run, process_of(attributes)
+                run, pid = self._place(attributes)
                 # With an attribute that selects about, every span is looked at.
                 self._take(
                     found,
@@ -195,6 +216,10 @@ class SpanReader:
         if found.rows and len(found.rows) < found.total:
             self._link(found, named)
         return found
+
+    def _place(self, resource: dict[str, Any]) -> tuple[str | None, int]:
+        """Run and process of the spans of a resource, as far as they name no other."""
+        return run_of(resource) or self._default_run, process_of(resource)
 
     def _attributes_select(self, payload: bytes, begin: int, named: list[Any]) -> bool:
         """Whether a span that no name selects may carry an attribute that does."""

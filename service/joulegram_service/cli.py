@@ -295,12 +295,17 @@ def ledger_verify(
     raise typer.Exit(OK if report.ok else FAILED)
 
 
-@app.command(help="Print the version.\n\nExample:\n\n  joulegram version\n\nExit codes: 0.")
+@app.command(
+    help="Print the version, and whether the compiled part is in use.\n\n"
+    "Example:\n\n  joulegram version\n\nExit codes: 0."
+)
 def version() -> None:
-    """Print the version."""
+    """Print the version, and whether the compiled part is in use."""
     from joulegram import __version__
+    from joulegram_processor import native
 
     typer.echo(f"joulegram {__version__}")
+    typer.echo(f"native: {native.state()}")
 
 
 FLAGS: dict[str, tuple[str, ...]] = {

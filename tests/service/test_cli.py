@@ -11,6 +11,7 @@ import pytest
 
 from joulegram import __version__
 from joulegram_pipeline.files import DirectoryLock
+from joulegram_processor import native
 from joulegram_sink.ledger import Ledger
 from joulegram_sink.ledger_format import run_line
 from simulators.sample_runs import run_record, span_record
@@ -165,8 +166,9 @@ def test_an_agent_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 
 def test_version_is_the_packages(tmp_path: Path) -> None:
-    """One line."""
-    assert joulegram(tmp_path, "version", code=0).stdout == f"joulegram {__version__}\n"
+    """One line of its own, and one that says whether the compiled part is in use."""
+    shown = joulegram(tmp_path, "version", code=0).stdout.splitlines()
+    assert shown == [f"joulegram {__version__}", f"native: {native.state()}"]
 
 
 # -- ledger verify -------------------------------------------------------------------------------------------------

@@ -1,0 +1,25 @@
+/* The module joulegram_processor._native: the hot loops of the join over bytes and 64-bit integers.
+
+   Every function gives what its Python reference gives, or None where it meets anything it does not know for certain:
+   then the caller runs the reference, which also raises the errors. So nothing here decides what is right. */
+
+#include "_native.h"
+
+static PyMethodDef methods[] = {
+    {"extract", native_extract, METH_VARARGS, "The selected spans of a trace request, or None; see spans.py."},
+    {NULL, NULL, 0, NULL},
+};
+
+/* VERSION is that of the functions' signatures: native.py takes a module of its own version only. */
+static int fill(PyObject *module) { return PyModule_AddIntConstant(module, "VERSION", 1); }
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill}, {0, NULL}};
+
+static struct PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "joulegram_processor._native",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,32 @@
+/* What the files of joulegram_processor._native share. See native.py for what the module is and is not. */
+
+#ifndef JOULEGRAM_NATIVE_H
+#define JOULEGRAM_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Bytes from `at` up to but not including `end`; both lie in a buffer that outlives the value. */
+typedef struct {
+    const uint8_t *at;
+    const uint8_t *end;
+} Bytes;
+
+/* One field of a protobuf message: `value` for a varint or fixed field, `body` for one with a length. */
+typedef struct {
+    uint32_t number;
+    uint32_t type;
+    uint64_t value;
+    Bytes body;
+} Field;
+
+enum { VARINT_TYPE = 0, FIXED64_TYPE = 1, LENGTH_TYPE = 2, FIXED32_TYPE = 5 };
+
+int next_field(Bytes *in, Field *field);
+
+PyObject *native_extract(PyObject *self, PyObject *args);
+
+#endif

@@ -1,0 +1,318 @@
+"""The compiled hot loops give what their Python references give, on good and on hostile input, and leak nothing."""
+
+from __future__ import annotations
+
+import gc
+import struct
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
+
+from joulegram_pipeline.errors import WireError
+from joulegram_processor import native
+from joulegram_processor.enrich import WRITTEN_KEYS
+from joulegram_processor.select import Selector
+from joulegram_processor.spans import SpanReader, run_of
+from joulegram_processor.wire import varint
+from simulators.traces import T0, S, request, span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from joulegram_pipeline.span_rows import Extract
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> ModuleType:
+    """The module, for every test here: without it there is nothing to compare."""
+    if native.LOADED is None:
+        pytest.skip(f"the native part is {native.state()}")
+    return native.LOADED
+
+
+# -- extract -----------------------------------------------------------------------------------------------------
+
+SELECTOR = Selector(names=("etl.job", "etl.*", "é"), attributes=("kfm.node", "team"))
+READER = SpanReader(SELECTOR, None, WRITTEN_KEYS)
+KEYS = [
+    "kfm.node",
+    "team",
+    "kfm.run_id",
+    "job.id",
+    "job.type",
+    "energy.cpu_j",
+    "process.pid",
+    "container.id",
+    "",
+    "é",
+    "x",
+]
+RUN_IDS = ["run-one-0001", "run-two-0002", "bad/run/id", "short"]
+IDS = [bytes(8), bytes(16), b"", b"\1" * 8, b"\2" * 8, b"\3" * 16, b"\4" * 16, b"\1" * 7, b"\1" * 17]
+
+TEXTS = st.one_of(st.sampled_from(["a", *RUN_IDS]), st.text(st.characters(codec="utf-8"), max_size=9))
+
+
+def values(depth: int = 2) -> st.SearchStrategy[AnyValue]:
+    plain = st.one_of(
+        st.builds(AnyValue),
+        st.builds(AnyValue, string_value=TEXTS),
+        st.builds(AnyValue, bool_value=st.booleans()),
+        st.builds(AnyValue, int_value=st.one_of(st.integers(1, 70_000), st.integers(-(2**63), 2**63 - 1))),
+        st.builds(AnyValue, double_value=st.floats(allow_nan=False)),
+        st.builds(AnyValue, bytes_value=st.binary(max_size=4)),
+    )
+    if not depth:
+        return plain
+    inner = values(depth - 1)
+
+    def array(items: list[AnyValue]) -> AnyValue:
+        made = AnyValue()
+        made.array_value.values.extend(items)
+        return made
+
+    def pairs(items: list[tuple[str, AnyValue]]) -> AnyValue:
+        made = AnyValue()
+        made.kvlist_value.values.extend(KeyValue(key=key, value=value) for key, value in items)
+        return made
+
+    return st.one_of(
+        plain,
+        st.lists(inner, max_size=2).map(array),
+        st.lists(st.tuples(TEXTS, inner), max_size=2).map(pairs),
+    )
+
+
+PAIRS = st.lists(st.builds(KeyValue, key=st.sampled_from(KEYS), value=values()), max_size=3)
+INSTANTS = st.one_of(st.sampled_from([0, T0, T0 + S]), st.integers(0, 2**64 - 1))
+EVENTS = st.lists(st.builds(Span.Event, time_unix_nano=INSTANTS, name=TEXTS, attributes=PAIRS), max_size=1)
+LINKS = st.lists(
+    st.builds(Span.Link, trace_id=st.sampled_from(IDS), attributes=PAIRS, flags=INSTANTS.map(int.bit_length)),
+    max_size=1,
+)
+SPANS = st.builds(
+    Span,
+    trace_id=st.sampled_from([*IDS[5:7] * 3, *IDS]),
+    span_id=st.one_of(st.binary(min_size=8, max_size=8), st.sampled_from(IDS)),
+    parent_span_id=st.sampled_from([*IDS[:5] * 2, *IDS]),
+    trace_state=TEXTS,
+    name=st.one_of(st.sampled_from(["etl.job", "etl.", "etl.node.ü", "é", "éa", "", "http.get"]), TEXTS),
+    kind=st.sampled_from([0, 1, 5]),
+    start_time_unix_nano=INSTANTS,
+    end_time_unix_nano=INSTANTS,
+    attributes=PAIRS,
+    dropped_attributes_count=st.integers(0, 2**32 - 1),
+    events=EVENTS,
+    links=LINKS,
+    status=st.one_of(st.none(), st.builds(Status, message=TEXTS, code=st.sampled_from([0, 1, 2]))),
+    flags=st.integers(0, 2**32 - 1),
+)
+SCOPES = st.builds(ScopeSpans, spans=st.lists(SPANS, max_size=4), schema_url=TEXTS)
+GROUPS = st.builds(
+    ResourceSpans,
+    resource=st.one_of(st.none(), st.builds(Resource, attributes=PAIRS)),
+    scope_spans=st.lists(SCOPES, max_size=2),
+    schema_url=TEXTS,
+)
+REQUESTS = st.builds(ExportTraceServiceRequest, resource_spans=st.lists(GROUPS, max_size=3)).map(
+    ExportTraceServiceRequest.SerializeToString
+)
+
+ODD_FIELDS = [
+    b"",
+    b"\x0b\x0c",  # a group
+    b"\x78\x01",  # an unknown field
+    b"\x2d1234",  # the name as a fixed32
+    b"\x2a\x03etl",  # the name again
+    b"\x2a\x02\xc3\x28",  # not UTF-8
+    b"\x2a\x03\xed\xa0\x80",  # a surrogate
+    b"\x2a\x81\x00a",  # a length written longer than need be
+    b"\x7a\x02\x18\x02\x7a\x02\x12\x00",  # the status in two parts
+    b"\x7a\x0b\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",  # status -1
+    b"\x30\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f",  # a varint of more than 64 bits
+    b"\x4a\x0c\x0a\x04team\x12\x04\x18\x01\x10\x01",  # an attribute value that is two
+    b"\x4a\x0a\x0a\x04team\x12\x00\x12\x00",  # and one given twice
+    b"\x4a\x07\x0a\x01x\x0a\x02id",  # a key given twice
+    b"\x00\x00",  # field number 0
+    b"\x4a\x7f",  # a length that lies
+    b"\x4d",
+    b"\x48\x01",
+    b"\x4a" + varint(4 * 120) + b"",
+]
+
+
+def wrapped(content: bytes, *fields: bytes) -> bytes:
+    """The content inside one message after another, from the innermost."""
+    for field in fields:
+        content = field + varint(len(content)) + content
+    return content
+
+
+@st.composite
+def hostile(draw: st.DrawFn) -> bytes:
+    """A request that was damaged: bytes changed, cut, put in, or a span with an odd field of ours."""
+    payload = bytearray(draw(REQUESTS))
+    if draw(st.booleans()):
+        span_bytes = draw(SPANS).SerializeToString()
+        odd = draw(st.sampled_from(ODD_FIELDS))
+        payload += wrapped(odd + span_bytes if draw(st.booleans()) else span_bytes + odd, b"\x12", b"\x12", b"\x0a")
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(payload)))
+        match draw(st.integers(0, 3)):
+            case 0:
+                payload[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
+            case 1:
+                payload[at:at] = draw(st.sampled_from(ODD_FIELDS))
+            case 2:
+                del payload[at : at + draw(st.integers(1, 4))]
+            case _:
+                payload[at:] = payload[at:] * 2
+    return bytes(payload)
+
+
+def by_native(payload: bytes, reader: SpanReader = READER) -> tuple[Any, ...] | None:
+    assert native.LOADED is not None
+    fields: tuple[Any, ...] | None = native.LOADED.extract(
+        payload,
+        reader._exact_bytes,
+        reader._prefix_bytes,
+        reader._wanted_bytes,
+        reader._attributes,
+        reader._place,
+        run_of,
+    )
+    return fields
+
+
+def shown(found: Extract) -> str:
+    """Everything in it, so that what is not a number is equal to itself; a set has no order of its own."""
+    return repr(
+        (
+            found.total,
+            found.rows,
+            found.indices,
+            found.runs,
+            found.pids,
+            found.extras,
+            found.links,
+            sorted(found.roots),
+            found.broken,
+        )
+    )
+
+
+def check_extract(payload: bytes, reader: SpanReader = READER) -> bool:
+    """Hold both against each other; whether the native one answered."""
+    from joulegram_pipeline.span_rows import Extract
+
+    fields = by_native(payload, reader)
+    try:
+        reference = reader.extract_in_python(payload)
+    except WireError:
+        assert fields is None
+        return False
+    if fields is not None:
+        assert shown(Extract(*fields)) == shown(reference)
+    assert shown(reader.extract(payload)) == shown(reference)
+    return fields is not None
+
+
+@given(REQUESTS)
+def test_extract_reads_every_ordinary_request_as_protobuf_does(payload: bytes) -> None:
+    """All fields of OTLP, nested values, ids of any length: it answers, and answers the same."""
+    assert check_extract(payload)
+
+
+@settings(max_examples=600)
+@given(hostile())
+@example(b"\x0a")
+@example(wrapped(b"\x0a" * 200, b"\x12", b"\x12", b"\x0a"))
+def test_extract_never_accepts_or_reads_what_protobuf_does_not(payload: bytes) -> None:
+    """H-rows of hostile bytes: refused, or the same."""
+    check_extract(payload)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=40))
+def test_extract_on_any_bytes(payload: bytes) -> None:
+    check_extract(payload)
+
+
+@given(
+    REQUESTS,
+    st.sampled_from([None, "run-default-01"]),
+    st.sampled_from([Selector(), Selector((), ()), Selector(("*",))]),
+)
+def test_extract_with_other_selectors_and_runs(payload: bytes, run: str | None, selector: Selector) -> None:
+    """No prefix, no name, every name; a run of the configuration."""
+    assert check_extract(payload, SpanReader(selector, run, WRITTEN_KEYS))
+
+
+@pytest.mark.parametrize("depth", [1, 21, 22, 40, 47, 48, 200])
+def test_extract_and_values_inside_each_other(depth: int) -> None:
+    """Protobuf allows a hundred messages inside each other; what is near that is its own to judge."""
+    value = wrapped(b"", *[b"\x0a", b"\x2a"] * depth)
+    payload = wrapped(wrapped(b"\x0a\x01x" + wrapped(value, b"\x12"), b"\x4a"), b"\x12", b"\x12", b"\x0a")
+    assert check_extract(payload) == (depth <= 21)
+
+
+@pytest.mark.parametrize("odd", ODD_FIELDS[1:15], ids=lambda odd: odd.hex())
+def test_extract_leaves_what_is_odd_to_python(odd: bytes) -> None:
+    """Each is refused or read as protobuf reads it."""
+    check_extract(wrapped(span(1, T0, T0 + S, name="etl.job").SerializeToString() + odd, b"\x12", b"\x12", b"\x0a"))
+
+
+def test_extract_selects_by_an_attribute_before_and_behind_the_name() -> None:
+    """The order of fields on the wire is the sender's."""
+    one = span(1, T0, T0 + S, name="other", attributes={"kfm.node": "n"}).SerializeToString()
+    fields = [wrapped(b"other", b"\x2a"), wrapped(b"\x0a\x08kfm.node\x12\x03\x0a\x01n", b"\x4a")]
+    times = b"\x39" + struct.pack("<Q", T0) + b"\x41" + struct.pack("<Q", T0 + S)
+    ids = wrapped(b"\3" * 16, b"\x0a") + wrapped(b"\1" * 8, b"\x12")
+    for content in (one, ids + times + fields[0] + fields[1], fields[1] + fields[0] + times + ids):
+        payload = wrapped(content, b"\x12", b"\x12", b"\x0a")
+        assert check_extract(payload)
+        assert len(READER.extract(payload).rows) == 1
+
+
+def no_growth(call: Callable[[], object]) -> None:
+    """Calling it more often holds no more memory and no more references."""
+    for _ in range(20):
+        call()
+    gc.collect()
+    blocks, nones = sys.getallocatedblocks(), sys.getrefcount(None)
+    for _ in range(200):
+        call()
+    gc.collect()
+    assert sys.getallocatedblocks() - blocks < 50
+    assert abs(sys.getrefcount(None) - nones) < 50
+
+
+def test_extract_leaks_nothing() -> None:
+    """Neither where it answers nor where it refuses, at whatever point."""
+    whole = request(
+        *(
+            span(at, T0, T0 + S, name=name, attributes={"kfm.node": "n", "job.id": "run-one-0001", "other": 1})
+            for at, name in enumerate(["etl.job", "etl.a", "other", "x"], start=1)
+        )
+    )
+    payloads = [whole, *(whole[:cut] for cut in range(0, len(whole), 9)), *(whole + odd for odd in ODD_FIELDS)]
+    no_growth(lambda: [by_native(payload) for payload in payloads])
+
+
+# -- the seam ----------------------------------------------------------------------------------------------------
+
+
+def test_the_variable_leaves_it_aside() -> None:
+    """JOULEGRAM_NATIVE=0 is Python alone."""
+    code = "from joulegram_processor import native; print(native.LOADED, native.state())"
+    shown = subprocess.run([sys.executable, "-c", code], env={native.VARIABLE: "0"}, capture_output=True, text=True)
+    assert shown.stdout.strip() == "None off: JOULEGRAM_NATIVE is 0"
