@@ -7,6 +7,8 @@
 
 static PyMethodDef methods[] = {
     {"extract", native_extract, METH_VARARGS, "The selected spans of a trace request, or None; see spans.py."},
+    {"innermost", native_innermost, METH_VARARGS, "The pieces in which spans are innermost, or None; see attribution.py."},
+    {"sweep", native_sweep, METH_VARARGS, "The energy of one scope's pieces, or None; see attribution.py."},
     {NULL, NULL, 0, NULL},
 };
 

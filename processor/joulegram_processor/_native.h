@@ -7,6 +7,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Bytes from `at` up to but not including `end`; both lie in a buffer that outlives the value. */
@@ -25,8 +26,19 @@ typedef struct {
 
 enum { VARINT_TYPE = 0, FIXED64_TYPE = 1, LENGTH_TYPE = 2, FIXED32_TYPE = 5 };
 
+/* What a step came to; FAILED has a Python error set. */
+enum { REFUSED = 0, TAKEN = 1, FAILED = -1 };
+
+/* Wide enough for a product of two 64-bit integers. A compiler that has none builds no native part. */
+__extension__ typedef __int128 Wide;
+
 int next_field(Bytes *in, Field *field);
 
+int read_integer(PyObject *object, int64_t *value);
+int read_column(PyObject *list, Py_ssize_t count, int64_t **out);
+
 PyObject *native_extract(PyObject *self, PyObject *args);
+PyObject *native_innermost(PyObject *self, PyObject *args);
+PyObject *native_sweep(PyObject *self, PyObject *args);
 
 #endif

@@ -30,3 +30,23 @@ def extract(
     ]
     | None
 ): ...  # the fields of an Extract, in order
+def innermost(
+    starts: list[int],  # ns
+    ends: list[int],
+    above: list[int | None],  # the index of each span's parent
+    homes: list[int] | None,  # the process each is nested in; None where they are all in one
+    /,
+) -> bytes | None: ...  # the pieces, packed for `sweep`
+def sweep(
+    pieces: bytes,  # as `innermost` gave them
+    scope: int,  # the spans of this home
+    homes: list[int] | None,  # None where all are
+    since: int,  # ns; a piece from before is refused
+    taken: list[tuple[int, int]],  # time given already, sorted and disjoint
+    rows: list[tuple[int, int, int, int, int]],  # start, end, and the scope's pots by kind in uJ
+    starts: list[int],
+    ends: list[int],
+    keys: list[bytes],
+    own: tuple[list[int], list[int], list[int]],  # of 0; what each span gets is put in, also before a refusal
+    /,
+) -> list[tuple[int, int]] | None: ...  # the time swept

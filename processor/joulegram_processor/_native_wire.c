@@ -151,7 +151,6 @@ static int read_once(Bytes in, int kind, int depth, Field *found, uint32_t *seen
 }
 
 enum { NAMES = 64, LENGTHS = 63 };
-enum { REFUSED = 0, TAKEN = 1, FAILED = -1 }; /* FAILED has a Python error set */
 
 /* A name that was seen in this request: whether it is selected, and its text once it was needed. */
 typedef struct {

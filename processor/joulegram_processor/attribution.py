@@ -25,8 +25,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import accumulate, compress, islice
 from operator import eq, not_
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from joulegram_processor import native
 from joulegram_processor.energy_store import HOST
 from joulegram_processor.intervals import IntervalSet, subtract, union
 
@@ -94,6 +95,42 @@ class Columns:
 
 def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Columns) -> None:
     """Fill `own` and `scopes` of spans settled together, and extend what is claimed."""
+    if native.LOADED is None or not _attribute_natively(native.LOADED, store, claimed, spans):
+        attribute_in_python(store, claimed, spans)
+
+
+def _attribute_natively(module: Any, store: EnergyStore, claimed: dict[int, IntervalSet], spans: Columns) -> bool:
+    """`attribute` by the native module; nothing is changed where it refuses, as at the instant of naming."""
+    count, named = len(spans), store.named_from
+    if not count:
+        return False
+    alone = named.keys().isdisjoint(spans.pids)
+    homes = [HOST] * count if alone else [pid if pid in named else HOST for pid in spans.pids]
+    spans.nest()
+    pieces = module.innermost(spans.starts, spans.ends, spans.above, None if alone else homes)
+    if pieces is None:
+        return False
+    first, last = min(spans.starts), max(spans.ends)
+    own = ([0] * count, [0] * count, [0] * count)
+    swept: dict[int, list[Interval]] = {}
+    for scope in dict.fromkeys(homes):
+        taken = claimed[scope].reaching(first) if scope in claimed else []
+        rows = [(row.start_ns, row.end_ns, *row.pot(scope)) for row in store.overlapping(first, last)]
+        since = 0 if scope == HOST else named[scope]
+        busy = module.sweep(
+            pieces, scope, None if alone else homes, since, taken, rows, spans.starts, spans.ends, spans.keys, own
+        )
+        if busy is None:
+            return False
+        swept[scope] = busy
+    spans.own, spans.scopes = own, homes
+    for scope, busy in swept.items():
+        claimed.setdefault(scope, IntervalSet()).add(busy)
+    return True
+
+
+def attribute_in_python(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Columns) -> None:
+    """`attribute` where the native module is not there, or refuses the spans."""
     count = len(spans)
     spans.own = ([0] * count, [0] * count, [0] * count)
     named = store.named_from

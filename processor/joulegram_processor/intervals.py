@@ -74,6 +74,10 @@ class IntervalSet:
         at = max(0, bisect_right(self.items, (intervals[0][0], intervals[0][0])) - 1)
         self.items[at:] = union([*self.items[at:], *intervals])
 
+    def reaching(self, instant: int) -> list[Interval]:
+        """Those that end after `instant`."""
+        return self.items[max(0, bisect_right(self.items, (instant, instant)) - 1) :]
+
     def left(self, start: int, end: int) -> list[Interval]:
         """What of [start, end) is not in the set."""
         if not self.items or self.items[-1][1] <= start:
