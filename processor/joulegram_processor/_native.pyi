@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from joulegram_pipeline.records import LedgerLine
 from joulegram_pipeline.span_rows import Row
 
 VERSION: int
@@ -50,3 +51,35 @@ def sweep(
     own: tuple[list[int], list[int], list[int]],  # of 0; what each span gets is put in, also before a refusal
     /,
 ) -> list[tuple[int, int]] | None: ...  # the time swept
+def join(
+    # mg/kWh, square_ppm of the interval, whether there is DRAM, whether attributes are wanted, g/kWh, the prefixes of
+    # the doubles with the ratio among them, the texts of scope host and of a process, gas, basis, bound, method
+    what: tuple[int, int, bool, bool, float, tuple[bytes, ...], bytes, bytes, str, str, str, str],
+    # energy by kind in uJ (cpu, cpu of descendants, dram, dram of descendants), then as in `ColumnJoiner.join`
+    columns: tuple[
+        list[int],
+        list[int],
+        list[int],
+        list[int],
+        list[bytes],  # parents
+        list[int],  # scopes
+        list[Row],
+        list[int],  # origins
+        list[dict[str, Any]],  # extras
+        list[str],  # runs
+    ],
+    ticks: list[tuple[int, int, int]],  # start, end and uJ of all pots, of the rows the spans lie in
+    chosen: list[int],
+    names: dict[str, tuple[str, str]],
+    name: Callable[[str, dict[str, Any]], tuple[str, str]],
+    run_texts: dict[str, str],  # by run, of all that are chosen
+    lsn: int,
+    ordinal: int,
+    /,
+) -> tuple[list[LedgerLine], list[bytes], list[int], list[int]] | None: ...
+def splice(
+    payload: bytes,
+    chosen: list[int] | None,  # indices of spans, growing; None for all
+    additions: list[bytes | None] | list[bytes],  # for each: what its end gains, or None to leave the span out
+    /,
+) -> bytes | None: ...

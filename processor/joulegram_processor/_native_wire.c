@@ -566,9 +566,10 @@ PyObject *native_extract(PyObject *self, PyObject *args) {
     (void)self;
     Request request = {0};
     PyObject *payload, *result = NULL;
-    if (!PyArg_ParseTuple(args, "SO!O!O!OOO", &payload, &PyTuple_Type, &request.exact, &PyTuple_Type, &request.prefixes,
+    if (!PyArg_ParseTuple(args, "OO!O!O!OOO", &payload, &PyTuple_Type, &request.exact, &PyTuple_Type, &request.prefixes,
                           &PyDict_Type, &request.wanted, &request.attributes, &request.place, &request.run_of))
         return NULL;
+    if (!PyBytes_Check(payload)) Py_RETURN_NONE;
     const uint8_t *at = (const uint8_t *)PyBytes_AsString(payload);
     Bytes in = {at, at + PyBytes_Size(payload)};
     int status = in.end - in.at > INT32_MAX / 2 ? REFUSED : begin(&request);

@@ -61,6 +61,7 @@ class Encoder:
 
     def __init__(self) -> None:
         self._layouts: dict[tuple[str, ...], Callable[[Sequence[float]], bytes]] = {}
+        self._prefixes: dict[tuple[str, ...], tuple[bytes, ...]] = {}
         self._texts: dict[tuple[tuple[str, str | bool], ...], bytes] = {}
 
     def doubles(self, names: tuple[str, ...], values: Sequence[float]) -> bytes:
@@ -72,6 +73,13 @@ class Encoder:
         known = self._layouts.get(names)
         if known is None:
             known = self._layouts[names] = _packer(names)
+        return known
+
+    def prefixes(self, names: tuple[str, ...]) -> tuple[bytes, ...]:
+        """What stands before the eight bytes of each of these double attributes."""
+        known = self._prefixes.get(names)
+        if known is None:
+            known = self._prefixes[names] = tuple(map(double_prefix, names))
         return known
 
     def texts(self, pairs: tuple[tuple[str, str | bool], ...]) -> bytes:

@@ -15,6 +15,7 @@ import orjson
 
 from joulegram_pipeline.span_rows import END, NAME, SPAN, START, STATUS, TRACE
 from joulegram_pipeline.units import MG_PER_G, NS_PER_S, UG_PER_G, UJ_PER_J
+from joulegram_processor import native
 from joulegram_processor.energy_store import HOST
 from joulegram_processor.intensity.carbon import UJ_MG_PER_UG_KWH
 from joulegram_processor.intensity.uncertainty import PPM
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from joulegram_processor.energy_store import EnergyStore
     from joulegram_processor.intensity.chain import Segment
     from joulegram_processor.join import Joiner, Window
+
+    _Made = tuple[list[LedgerLine], list[bytes], list[int], list[int]]
 
 CPU_ONLY = (True, False, False)
 CPU_AND_DRAM = (True, True, False)
@@ -98,7 +101,7 @@ class ColumnJoiner:
         extras: list[dict[str, Any]],
         lsn: int,
         ordinal: int,
-    ) -> tuple[list[LedgerLine], list[bytes], list[int], list[int]]:
+    ) -> _Made:
         """Join the chosen spans, which have nothing that must be replaced and report no energy of their own.
 
         Args:
@@ -115,6 +118,79 @@ class ColumnJoiner:
         Returns:
             Lines, encoded attributes, exclusive carbon and alignment error in ug, all in the order of `chosen`.
         """
+        if native.LOADED is not None:
+            made = self._join_natively(native.LOADED, what, spans, chosen, rows, origins, runs, extras, lsn, ordinal)
+            if made is not None:
+                return made
+        return self.join_in_python(what, spans, chosen, rows, origins, runs, extras, lsn, ordinal)
+
+    def _join_natively(
+        self,
+        module: Any,
+        what: Uniform,
+        spans: Columns,
+        chosen: list[int],
+        rows: list[Row],
+        origins: list[int],
+        runs: list[str],
+        extras: list[dict[str, Any]],
+        lsn: int,
+        ordinal: int,
+    ) -> _Made | None:
+        """`join` by the native module; None where it refuses."""
+        window, segment = what.window, what.segment
+        start_ns = min(map(spans.starts.__getitem__, chosen), default=0)
+        end_ns = max(map(spans.ends.__getitem__, chosen), default=0)
+        ticks = [(row.start_ns, row.end_ns, sum(row.measured)) for row in self._store.overlapping(start_ns, end_ns)]
+        texts = self._texts(what)
+        names = (*_DOUBLES[window.kinds], "energy.total_j", "energy.allocation_ratio", *_TAIL_DOUBLES)
+        made: _Made | None = module.join(
+            (
+                segment.mg_per_kwh,
+                self._joiner.interval(window.method, segment.resolution).square_ppm,
+                window.kinds == CPU_AND_DRAM,
+                self._encode,
+                segment.mg_per_kwh / MG_PER_G,
+                self._joiner.encoder.prefixes(names),
+                texts["host"],
+                texts["process"],
+                *self._fixed(what),
+            ),
+            (
+                spans.own[0],
+                spans.kids[0],
+                spans.own[1],
+                spans.kids[1],
+                spans.parents,
+                spans.scopes,
+                rows,
+                origins,
+                extras,
+                runs,
+            ),
+            ticks,
+            chosen,
+            self._names,
+            self._name,
+            {run: _run_text(run) for run in set(map(runs.__getitem__, chosen))},
+            lsn,
+            ordinal,
+        )
+        return made
+
+    def join_in_python(
+        self,
+        what: Uniform,
+        spans: Columns,
+        chosen: list[int],
+        rows: list[Row],
+        origins: list[int],
+        runs: list[str],
+        extras: list[dict[str, Any]],
+        lsn: int,
+        ordinal: int,
+    ) -> _Made:
+        """`join` where the native module is not there, or refuses."""
         window, segment = what.window, what.segment
         joiner = self._joiner
         method, mg = window.method, segment.mg_per_kwh
@@ -128,16 +204,7 @@ class ColumnJoiner:
         with_ratio = joiner.encoder.packer((*kinds, "energy.total_j", "energy.allocation_ratio", *_TAIL_DOUBLES))
         without_ratio = joiner.encoder.packer((*kinds, "energy.total_j", *_TAIL_DOUBLES))
         intensity_g = mg / MG_PER_G
-        texts = {
-            scope: joiner.encoder.texts(
-                (
-                    ("energy.method", method),
-                    ("energy.scope", scope),
-                    *joiner.carbon_texts(segment.resolution, upper_bound=segment.upper_bound),
-                )
-            )
-            for scope in ("host", "process")
-        }
+        texts = self._texts(what)
         gas, basis, bound, method_text = self._fixed(what)
         names = self._names
         encode = self._encode
@@ -216,7 +283,7 @@ class ColumnJoiner:
             run = runs[index]
             run_text = run_texts.get(run)
             if run_text is None:
-                run_text = run_texts[run] = f'"run_id":{_json(run)},'
+                run_text = run_texts[run] = _run_text(run)
             parent = parents[index]
             if parent != last_parent:
                 last_parent = parent
@@ -239,6 +306,20 @@ class ColumnJoiner:
             ordinal += 1
         return lines, blobs, carbons, aligns
 
+    def _texts(self, what: Uniform) -> dict[str, bytes]:
+        """The encoded string and boolean attributes, by scope."""
+        joiner, segment = self._joiner, what.segment
+        return {
+            scope: joiner.encoder.texts(
+                (
+                    ("energy.method", what.window.method),
+                    ("energy.scope", scope),
+                    *joiner.carbon_texts(segment.resolution, upper_bound=segment.upper_bound),
+                )
+            )
+            for scope in ("host", "process")
+        }
+
     def _fixed(self, what: Uniform) -> tuple[str, str, str, str]:
         """The parts of a line that are the same for all, in the order of its keys."""
         carbon, segment = self._joiner.carbon, what.segment
@@ -259,6 +340,10 @@ class ColumnJoiner:
         if not extras and len(self._names) < _MAX_NAMES and len(name) <= MAX_NAME:
             self._names[name] = made
         return made
+
+
+def _run_text(run: str) -> str:
+    return f'"run_id":{_json(run)},'
 
 
 def _json(text: str) -> str:

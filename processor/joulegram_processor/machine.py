@@ -30,7 +30,7 @@ from joulegram_processor.select import Selector
 from joulegram_processor.spans import Batch, SpanReader, reported_uj, roots_of
 from joulegram_processor.tally import Tally
 from joulegram_processor.waiting import ANY_RUN, NO_EXTRAS, Waiting
-from joulegram_processor.wire import splice, splice_all
+from joulegram_processor.wire import splice, splice_all, splice_some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -428,6 +428,9 @@ class Machine:
         try:
             if len(batch.blobs) == batch.total and not batch.extras:
                 sent = splice_all(payload, [batch.blobs[at] for at in range(batch.total)])
+            elif all(WRITTEN_KEYS.isdisjoint(extras) for extras in batch.extras.values()):
+                gains = [None if at in batch.repeated else batch.blobs[at] for at in range(len(batch.indices))]
+                sent = splice_some(payload, batch.indices, gains)
             else:
                 rows = {index: at for at, index in enumerate(batch.indices)}
                 sent = splice(payload, rows, self._editor(batch, payload, rows))

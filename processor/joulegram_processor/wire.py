@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from joulegram_pipeline.errors import WireError
+from joulegram_processor import native
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container
@@ -123,6 +124,30 @@ def first_span_offset(buffer: bytes) -> int:
     return at
 
 
+def splice_some(buffer: bytes, chosen: list[int], additions: list[bytes | None]) -> bytes:
+    """Some spans of a request gain bytes at their end, or are left out where that is None; see `splice`.
+
+    Args:
+        buffer: the request as it came.
+        chosen: which spans, by index in order of appearance; growing.
+        additions: for each.
+
+    Raises:
+        WireError: the bytes are not such a request.
+    """
+    if native.LOADED is not None:
+        made: bytes | None = native.LOADED.splice(buffer, chosen, additions)
+        if made is not None:
+            return made
+    at = dict(zip(chosen, additions, strict=True))
+
+    def edit(index: int, place: SpanAt) -> bytes | None:
+        more = at[index]
+        return None if more is None else buffer[place.start : place.end] + more
+
+    return splice(buffer, at, edit)
+
+
 def splice(buffer: bytes, chosen: Container[int], edit: Callable[[int, SpanAt], bytes | None]) -> bytes:
     """Rewrite some spans of an ExportTraceServiceRequest and leave every other byte.
 
@@ -183,6 +208,15 @@ def splice(buffer: bytes, chosen: Container[int], edit: Callable[[int, SpanAt], 
 
 def splice_all(buffer: bytes, additions: list[bytes]) -> bytes:
     """`splice` for the common case: every span, in order of appearance, gains these bytes at its end."""
+    if native.LOADED is not None:
+        made: bytes | None = native.LOADED.splice(buffer, None, additions)
+        if made is not None:
+            return made
+    return splice_all_in_python(buffer, additions)
+
+
+def splice_all_in_python(buffer: bytes, additions: list[bytes]) -> bytes:
+    """`splice_all` where the native module is not there, or refuses the request."""
     following = iter(additions)
 
     def scope(start: int, end: int) -> list[bytes]:

@@ -10,6 +10,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -18,21 +19,25 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
 from joulegram_pipeline.errors import WireError
+from joulegram_pipeline.span_rows import Extract, Row
 from joulegram_processor import attribution, native
 from joulegram_processor.attribution import Columns, attribute, attribute_in_python
 from joulegram_processor.energy_store import EnergyStore
 from joulegram_processor.enrich import WRITTEN_KEYS
+from joulegram_processor.intensity.chain import IntensityChain
+from joulegram_processor.intensity.static_factor import StaticFactor
+from joulegram_processor.intensity.table import load_table
 from joulegram_processor.intervals import IntervalSet
+from joulegram_processor.join import CarbonModel, Joiner
+from joulegram_processor.join_columns import ColumnJoiner
 from joulegram_processor.select import Selector
 from joulegram_processor.spans import SpanReader, run_of
-from joulegram_processor.wire import varint
+from joulegram_processor.wire import SpanAt, splice, splice_all, splice_all_in_python, splice_some, varint
 from simulators.traces import T0, S, request, span, tick, tick_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
-
-    from joulegram_pipeline.span_rows import Extract
 
 
 @pytest.fixture(autouse=True)
@@ -216,8 +221,6 @@ def shown(found: Extract) -> str:
 
 def check_extract(payload: bytes, reader: SpanReader = READER) -> bool:
     """Hold both against each other; whether the native one answered."""
-    from joulegram_pipeline.span_rows import Extract
-
     fields = by_native(payload, reader)
     try:
         reference = reader.extract_in_python(payload)
@@ -415,6 +418,156 @@ def test_attribute_answers_for_an_ordinary_second(pids: list[int]) -> None:
     assert (spans.own, spans.scopes, [(x, y.items) for x, y in claimed.items()]) == reference
     assert sum(map(sum, spans.own)) > 500_000
     no_growth(lambda: attribution._attribute_natively(native.LOADED, store, {}, spans))
+
+
+# -- the join ----------------------------------------------------------------------------------------------------
+
+NOON = 1_685_620_800 * S
+MODELS = {
+    "a region": CarbonModel(IntensityChain(load_table("epa-egrid-subregion"), "egrid:SPNO"), region="egrid:SPNO"),
+    "a declared factor": CarbonModel(StaticFactor("0.394321", 'the "utility" bill \u2028 2025')),
+    "a great factor": CarbonModel(StaticFactor("4.999999", "soot"), region="röof\u0007"),
+    "nothing": CarbonModel(StaticFactor("0", "the sun")),
+}
+FIGURES = st.one_of(
+    st.sampled_from([0, 1, 3_600_000_000, 2**50, 2**51 - 1, 2**51, 2**53, 2**62, 2**64]),
+    st.integers(0, 10**7),
+    st.integers(0, 10**13),
+)
+Chunk = tuple[EnergyStore, Columns, list[Row], list[dict[str, Any]], list[str]]
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> Chunk:
+    """Settled spans of one method with whatever figures, in adjoining ticks of whatever width and energy."""
+    store = EnergyStore(retention_ns=10**17)
+    dram = draw(st.booleans())
+    width = draw(st.sampled_from([1, 7, S, 3600 * S]))
+    for number in range(3):
+        uj = st.one_of(st.integers(0, 9), st.integers(0, 10**9), st.integers(0, 2**54))
+        at = NOON + number * width
+        made = tick(number + 1, at, at + width, cpu_uj=draw(uj), dram_uj=draw(uj) if dram else None)
+        store.add(tick_batch(made))
+    rows: list[Row] = []
+    extras: list[dict[str, Any]] = []
+    spans = Columns()
+    for _ in range(draw(st.integers(1, 5))):
+        instants = st.one_of(st.integers(0, 3 * width), st.sampled_from([0, width, 2 * width, 3 * width]))
+        start, end = sorted((NOON + draw(instants), NOON + draw(instants)))
+        name = draw(st.one_of(st.sampled_from(["etl.job", 'etl.node."q"\\', "é\u2028\x07"]), TEXTS))
+        rows.append(
+            (name, draw(st.binary(min_size=16, max_size=16)), b"\1" * 8, b"", start, end, draw(st.integers(-1, 3)))
+        )
+        extras.append(draw(st.sampled_from([{}, {}, {"kfm.node": "n"}, {"job.type": 1}])))
+        spans.starts.append(start)
+        spans.ends.append(end)
+        spans.parents.append(draw(st.sampled_from([b"", b"p" * 24])))
+        spans.scopes.append(draw(st.sampled_from([0, 77])))
+        for column in (*spans.own[:2], *spans.kids[:2]) if dram else (spans.own[0], spans.kids[0]):
+            column.append(draw(FIGURES))
+        for column in (*spans.own, *spans.kids):
+            if len(column) < len(rows):
+                column.append(0)
+    runs = [draw(st.sampled_from(RUN_IDS)) for _ in rows]
+    return store, spans, rows, extras, runs
+
+
+def join_arguments(chunk: Chunk, model: CarbonModel) -> tuple[ColumnJoiner, tuple[Any, ...]] | None:
+    store, spans, rows, extras, runs = chunk
+    joiner = Joiner(store, model)
+    columns = ColumnJoiner(store, joiner)
+    first, last = min(spans.starts), max(spans.ends)
+    uniform = columns.uniform(joiner.window(first, last), first, last, spans.kids)
+    if uniform is None:
+        return None
+    return columns, (uniform, spans, list(range(len(rows))), rows, [2**50] * len(rows), runs, extras, 2**51, 7)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+@given(chunk=chunks())
+@settings(max_examples=150)
+def test_join_writes_what_the_reference_writes(model: CarbonModel, chunk: Chunk) -> None:
+    """Lines, attributes and figures to the byte and the microgram, or a refusal."""
+    case = join_arguments(chunk, model)
+    if case is None:
+        return
+    columns, arguments = case
+    made = columns._join_natively(native.LOADED, *arguments)
+    reference = columns.join_in_python(*arguments)
+    assert columns.join(*arguments) == reference
+    if max(map(max, (*chunk[1].own, *chunk[1].kids))) <= 10**9 and model is MODELS["a region"]:
+        assert made is not None or chunk[0].rows[0].host[0] + chunk[0].rows[0].host[1] > 2**52
+    if made is not None:
+        assert made == reference
+
+
+def test_join_leaks_nothing() -> None:
+    """Neither where it answers nor where it refuses in the midst of the spans."""
+    store = EnergyStore(retention_ns=10**15)
+    store.add(tick_batch(tick(1, NOON, NOON + S, cpu_uj=10**7, dram_uj=5)))
+    rows: list[Row] = [(f"etl.{at}", b"t" * 16, bytes([at]) * 8, b"", NOON + at, NOON + S, 0) for at in range(9)]
+    spans = Columns([row[4] for row in rows], [row[5] for row in rows], [], [b"p" * 24] * 9, [], scopes=[0] * 9)
+    spans.own, spans.kids = ([10**5] * 9, [3] * 9, [0] * 9), ([0] * 9, [0] * 9, [0] * 9)
+    case = join_arguments(
+        (store, spans, rows, [{}, {"kfm.node": "n"}, {}] * 3, ["run-one-0001"] * 9), MODELS["a region"]
+    )
+    assert case is not None
+    columns, arguments = case
+    assert columns._join_natively(native.LOADED, *arguments) is not None
+    no_growth(lambda: columns._join_natively(native.LOADED, *arguments))
+    spans.own[0][8] = 2**60
+    assert columns._join_natively(native.LOADED, *arguments) is None
+    no_growth(lambda: columns._join_natively(native.LOADED, *arguments))
+
+
+# -- the splice --------------------------------------------------------------------------------------------------
+
+
+def outcome(call: Callable[..., bytes], *arguments: Any) -> bytes | str:
+    """Its bytes, or its refusal."""
+    try:
+        return call(*arguments)
+    except WireError:
+        return "refused"
+
+
+@given(st.data(), st.booleans())
+def test_splice_gives_the_bytes_of_the_reference(data: st.DataObject, damaged: bool) -> None:
+    """All spans, some, some left out; of a request as it should be and of one that was damaged."""
+    payload = data.draw(hostile() if damaged else REQUESTS)
+    assert native.LOADED is not None
+    spans = sum(map(bool, spans_in(payload)))
+    more = [data.draw(st.sampled_from([b"", b"\x48\x01", b"x" * 127, b"y" * 17_000])) for _ in range(spans)]
+    assert outcome(splice_all, payload, more) == outcome(splice_all_in_python, payload, more)
+    chosen = sorted(data.draw(st.sets(st.integers(0, spans + 1))))
+    gains: list[bytes | None] = [data.draw(st.sampled_from([None, b"", b"\x48\x01", b"z" * 200])) for _ in chosen]
+    at = dict(zip(chosen, gains, strict=True))
+
+    def edit(index: int, place: SpanAt) -> bytes | None:
+        gain = at[index]
+        return None if gain is None else payload[place.start : place.end] + gain
+
+    assert outcome(splice_some, payload, chosen, gains) == outcome(splice, payload, at, edit)
+    if not damaged:
+        assert native.LOADED.splice(payload, None, more) is not None
+        assert native.LOADED.splice(payload, chosen, gains) is not None
+
+
+def spans_in(payload: bytes) -> list[int]:
+    """One 1 for each span there may be."""
+    try:
+        message = ExportTraceServiceRequest.FromString(payload)
+    except DecodeError:
+        return [1]
+    return [1 for group in message.resource_spans for scope in group.scope_spans for _ in scope.spans]
+
+
+def test_splice_leaks_nothing() -> None:
+    """Neither where it answers nor where it refuses."""
+    whole = request(*(span(at, T0, T0 + S, name="etl.job") for at in range(1, 5)))
+    assert native.LOADED is not None
+    call = native.LOADED.splice
+    no_growth(lambda: [call(whole[:cut], [1, 2], [b"more", None]) for cut in range(len(whole) + 1)])
 
 
 # -- the seam ----------------------------------------------------------------------------------------------------
