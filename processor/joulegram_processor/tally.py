@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from operator import mul
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from joulegram_pipeline.energy import Method
 from joulegram_pipeline.span_rows import END, NAME, SPAN, START, STATUS, TRACE
 from joulegram_processor.intensity.carbon import carbon_ug
 from joulegram_processor.runs import MAX_NODES, MAX_PATH, MAX_TRACES, Run
-from joulegram_processor.spans import ROOT_NAME, node_of, shortened, status_text
+from joulegram_processor.spans import NODE_PREFIX, ROOT_NAME, node_of, shortened, status_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from joulegram_pipeline.span_rows import Row
     from joulegram_processor.attribution import Columns
     from joulegram_processor.join import Joined
     from joulegram_processor.join_columns import Uniform
+
+_Item = TypeVar("_Item")
 
 
 class Tally:
@@ -87,31 +87,24 @@ class Tally:
         method, segment = what.window.method, what.segment
         for run_id, places in by_run.items():
             indices = [chosen[at] for at in places]
-            cpu, dram, gpu = (sum(map(column.__getitem__, indices)) for column in spans.own)
-            misaligned = list(map(aligns.__getitem__, places))
-            run = self._run(
-                run_id,
-                log_ns,
-                min(map(spans.starts.__getitem__, indices)),
-                max(map(spans.ends.__getitem__, indices)),
-            )
+            cpu, dram, gpu = (sum(_taken(column, indices)) for column in spans.own)
+            misaligned = _taken(aligns, places)
+            run = self._run(run_id, log_ns, min(_taken(spans.starts, indices)), max(_taken(spans.ends, indices)))
             run.spans += len(indices)
             run.cpu_uj += cpu
             run.dram_uj += dram
             run.gpu_uj += gpu
             run.kinds |= kinds_mask(what.window.kinds)
             run.methods.add(method)
-            run.scopes.update("process" if scope else "host" for scope in set(map(spans.scopes.__getitem__, indices)))
+            run.scopes.update("process" if scope else "host" for scope in set(_taken(spans.scopes, indices)))
             run.with_carbon += len(indices)
             run.priced.add(f"{method}/{segment.resolution}")
-            run.carbon_ug += sum(map(carbons.__getitem__, places))
+            run.carbon_ug += sum(_taken(carbons, places))
             run.carbon_uj += cpu + dram + gpu
             run.factor_weighted += (cpu + dram + gpu) * segment.mg_per_kwh
             run.align_sq += sum(map(mul, misaligned, misaligned))
             run.upper_bound = run.upper_bound or segment.upper_bound
-            self._describe_columns(
-                run, spans, indices, rows, extras, [carbons[at] for at in places], segment.mg_per_kwh
-            )
+            self._describe_columns(run, spans, indices, rows, extras, _taken(carbons, places), segment.mg_per_kwh)
         return set(by_run)
 
     def _run(self, run_id: str, log_ns: int, start_ns: int, end_ns: int) -> Run:
@@ -134,10 +127,15 @@ class Tally:
         mg_per_kwh: int,
     ) -> None:
         """`_describe` for those spans that can tell a document something it does not know yet."""
-        full = len(run.nodes) >= MAX_NODES and len(run.traces) >= MAX_TRACES
-        telling: Iterable[tuple[int, int]] = zip(indices, carbons, strict=True)
-        if full:
-            telling = ((index, ug) for index, ug in telling if extras[index] or rows[index][NAME] == ROOT_NAME)
+        if len(run.traces) < MAX_TRACES:
+            for trace in dict.fromkeys(row[TRACE] for row in _taken(rows, indices)):
+                self._trace(run, trace)
+        begins = NODE_PREFIX if len(run.nodes) < MAX_NODES else ROOT_NAME
+        telling = [
+            (index, ug)
+            for index, ug in zip(indices, carbons, strict=True)
+            if extras[index] or (name := rows[index][NAME]).startswith(begins) or name == ROOT_NAME
+        ]
         for index, ug in telling:
             row, extra = rows[index], extras[index]
             own = [column[index] for column in spans.own]
@@ -160,10 +158,7 @@ class Tally:
         figures: tuple[int | None, int | None, int | None, int | None],
     ) -> None:
         """What documents say of single spans: nodes, the root, the Item."""
-        if len(run.traces) < MAX_TRACES:
-            trace_id = row[TRACE].hex()
-            run.traces.add(trace_id)
-            run.is_trace = run.is_trace or trace_id == run.run_id
+        self._trace(run, row[TRACE])
         node = node_of(row[NAME], extras)
         if node is not None and len(run.nodes) < MAX_NODES:
             run.nodes.append([node, row[TRACE].hex(), row[SPAN].hex(), str(row[START]), str(row[END]), *figures])
@@ -177,6 +172,21 @@ class Tally:
         item = extras.get("kfm.stac_item")
         if isinstance(item, str) and 0 < len(item) <= MAX_PATH:
             run.stac_item = item
+
+    @staticmethod
+    def _trace(run: Run, trace: bytes) -> None:
+        if len(run.traces) < MAX_TRACES:
+            trace_id = trace.hex()
+            run.traces.add(trace_id)
+            run.is_trace = run.is_trace or trace_id == run.run_id
+
+
+def _taken(column: list[_Item], indices: list[int]) -> list[_Item]:
+    """Some of a column, by growing index; as a slice where they follow each other, which they mostly do."""
+    first, last = indices[0], indices[-1] + 1
+    if last - first == len(indices):
+        return column[first:last]
+    return list(map(column.__getitem__, indices))
 
 
 def kinds_mask(kinds: tuple[bool, bool, bool]) -> int:
