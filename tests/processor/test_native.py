@@ -233,13 +233,14 @@ def check_extract(payload: bytes, reader: SpanReader = READER) -> bool:
     return fields is not None
 
 
+@settings(deadline=None)
 @given(REQUESTS)
 def test_extract_reads_every_ordinary_request_as_protobuf_does(payload: bytes) -> None:
     """All fields of OTLP, nested values, ids of any length: it answers, and answers the same."""
     assert check_extract(payload)
 
 
-@settings(max_examples=600)
+@settings(max_examples=600, deadline=None)
 @given(hostile())
 @example(b"\x0a")
 @example(wrapped(b"\x0a" * 200, b"\x12", b"\x12", b"\x0a"))
@@ -248,12 +249,13 @@ def test_extract_never_accepts_or_reads_what_protobuf_does_not(payload: bytes) -
     check_extract(payload)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=40))
 def test_extract_on_any_bytes(payload: bytes) -> None:
     check_extract(payload)
 
 
+@settings(deadline=None)
 @given(
     REQUESTS,
     st.sampled_from([None, "run-default-01"]),
@@ -369,7 +371,7 @@ def after(call: Callable[..., None], store: EnergyStore, claimed: dict[int, Inte
     return spans.own, spans.scopes, [(scope, times.items) for scope, times in claimed.items()]
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(settlements())
 def test_attribute_gives_every_microjoule_to_whom_the_reference_does(
     case: tuple[EnergyStore, dict[int, IntervalSet], Columns],
@@ -485,7 +487,7 @@ def join_arguments(chunk: Chunk, model: CarbonModel) -> tuple[ColumnJoiner, tupl
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 @given(chunk=chunks())
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_join_writes_what_the_reference_writes(model: CarbonModel, chunk: Chunk) -> None:
     """Lines, attributes and figures to the byte and the microgram, or a refusal."""
     case = join_arguments(chunk, model)
@@ -531,6 +533,7 @@ def outcome(call: Callable[..., bytes], *arguments: Any) -> bytes | str:
         return "refused"
 
 
+@settings(deadline=None)
 @given(st.data(), st.booleans())
 def test_splice_gives_the_bytes_of_the_reference(data: st.DataObject, damaged: bool) -> None:
     """All spans, some, some left out; of a request as it should be and of one that was damaged."""

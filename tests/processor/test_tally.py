@@ -24,7 +24,7 @@ RUNS = [trace_id(1).hex(), "run-one-0001", "run-two-0002"]
 EXTRAS = [{}, {}, {"kfm.node": "n"}, {"job.type": "nightly"}, {"kfm.stac_item": "a.json"}]
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.data(), st.sampled_from([0, MAX_NODES - 1, MAX_NODES]), st.sampled_from([0, MAX_TRACES - 1, MAX_TRACES]))
 def test_columns_count_as_each_span_alone(data: st.DataObject, nodes: int, traces: int) -> None:
     """Law: a run is the same, whatever of it was full, whether its spans follow each other or those of others."""
