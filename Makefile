@@ -5,6 +5,7 @@
 #   make lint            the checks that run nothing: ruff, mypy, import-linter
 #   make format          let ruff rewrite what `make lint` would complain of
 #   make fuzz            fuzz every decoder for FUZZ_S seconds (60) and keep what reaches most in tests/fuzz/corpus
+#   make crash           kill the sidecar 1 000 times under load (KILLS), and every other test of crashes and overload
 #   make lock            resolve requirements/*.txt anew; UPGRADE=--upgrade takes the newest of everything
 #   make clean           remove the environment and every cache
 #
@@ -15,6 +16,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 UPGRADE ?=
 FUZZ_S ?= 60
+KILLS ?= 1000
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.joulegram
@@ -22,7 +24,7 @@ LOCK_VENV := build/lock
 FUZZ_VENV := build/fuzz-venv
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format fuzz lock clean
+.PHONY: help demo test lint format fuzz crash lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -61,6 +63,9 @@ fuzz:
 	    -r requirements/dev.txt -r tests/fuzz/atheris.txt
 	"$(FUZZ_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	"$(FUZZ_VENV)/bin/python" tests/fuzz/run.py --seconds $(FUZZ_S) --keep
+
+crash: $(STAMP)
+	JOULEGRAM_TEST_KILLS="$(KILLS)" "$(BIN)/python" -m pytest tests/crash -s $(PYTEST_ARGS)
 
 # pip-compile knows extras but no PEP 735 groups, so `dependency-groups` hands it the group on standard input. It resolves
 # for the Python that runs it: run this under 3.11, the oldest that is supported.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+HEADER_TIMEOUT_S = 10.0
 _BUSY_RETRY_AFTER_S = 1
 _OFFERS = frozenset({b"upgrade", b"http2-settings"})
 
@@ -41,7 +42,7 @@ class ConnectionLimits:
 
     max_connections: int = 1024
     max_header_bytes: int = 16 * 1024
-    header_timeout_s: float = 10.0
+    header_timeout_s: float = HEADER_TIMEOUT_S
     linger_s: float = 5.0
 
 

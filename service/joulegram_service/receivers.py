@@ -9,7 +9,7 @@ from joulegram_receiver.admission import Admission
 from joulegram_receiver.cors import CorsRules, cors_app
 from joulegram_receiver.grpc_extras import Health, add_reflection
 from joulegram_receiver.grpc_server import MAX_CONCURRENT_STREAMS, GrpcReceiver, Keepalive
-from joulegram_receiver.http_protocol import ConnectionLimits
+from joulegram_receiver.http_protocol import HEADER_TIMEOUT_S, ConnectionLimits
 from joulegram_receiver.http_server import HttpReceiver
 from joulegram_receiver.intake import Intake
 from joulegram_receiver.listener import parse_endpoint, plaintext_warning
@@ -138,7 +138,11 @@ def _http(config: HttpConfig, endpoint: str, intake: Callable[[int], Intake], me
         metrics,
         ssl_context=context,
         wrap=wrap,
-        limits=ConnectionLimits(max_connections=config.max_connections, max_header_bytes=config.max_header_bytes),
+        limits=ConnectionLimits(
+            max_connections=config.max_connections,
+            max_header_bytes=config.max_header_bytes,
+            header_timeout_s=min(HEADER_TIMEOUT_S, config.read_timeout / 1e9),
+        ),
         body_timeout_s=config.read_timeout / 1e9,
     )
 

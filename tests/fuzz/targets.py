@@ -7,8 +7,10 @@ not hold of what it gave. Where protobuf, zlib or the json module read the same,
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
+import shutil
 import struct
 import tempfile
 import zlib
@@ -48,6 +50,8 @@ _ADDED = string_attribute("joined", "yes")
 _MAX_BODY = 64 * 1024
 _LOOP = asyncio.new_event_loop()
 _SCRATCH = Path(tempfile.mkdtemp(prefix="joulegram-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
+atexit.register(_LOOP.close)
 
 
 def _parsed(kind: Any, data: bytes) -> Any:

@@ -1,16 +1,14 @@
-"""The hostile set of the otlp reference, section 5, over both transports: the exact answer, and the server lives on."""
+"""The hostile set of the otlp reference, section 5, over both transports: the exact answer, and what is stored.
+
+What a whole sidecar has in memory afterwards, and how it takes floods, is in `test_hostile_sidecar.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
 import math
-import os
 import random
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -22,13 +20,18 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from simulators.receivers import BY_NAME, JSON, PROTOBUF, ask, receivers, span, traces
-from simulators.sidecar import wait_until
+from joulegram_processor.enrich import WRITTEN_KEYS
+from joulegram_processor.select import Selector
+from joulegram_processor.spans import SpanReader
+from simulators.receivers import BY_NAME, JSON, receivers, span, traces
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 ONE = traces(span())
+READ_ONCE: dict[str, Any] = {"extract": SpanReader(Selector(), None, WRITTEN_KEYS).extract}
+"""As in a sidecar, where what the join wants of a request is read when it comes."""
+
 MIB = 1024 * 1024
 GRPC = {"malformed": grpc.StatusCode.INVALID_ARGUMENT, "too large": grpc.StatusCode.RESOURCE_EXHAUSTED}
 HTTP = {"malformed": 400, "too large": 413}
@@ -141,7 +144,7 @@ def test_over_grpc(tmp_path: Path, body: bytes, answer: str) -> None:
     """The exact code, no RetryInfo, stored byte for byte or not at all; then the next request works."""
 
     async def main() -> None:
-        async with receivers(tmp_path) as running:
+        async with receivers(tmp_path, intake=READ_ONCE) as running:
             if answer == "stored":
                 assert await running.export(body) == b""
                 assert await running.export(ONE) == b""
@@ -166,7 +169,7 @@ def test_over_http(tmp_path: Path, body: bytes, answer: str, coding: str) -> Non
     sent = gzip.compress(body, 1) if coding else body
 
     async def main() -> None:
-        async with receivers(tmp_path) as running:
+        async with receivers(tmp_path, intake=READ_ONCE) as running:
             said = await running.post(sent, content_encoding=coding)
             if answer == "stored":
                 assert (said.status, said.body) == (200, b"")
@@ -185,7 +188,7 @@ def test_what_breaks_otlp_travels_on_with_a_warning(tmp_path: Path, body: bytes,
     """A6, A11: rejected 0, a message, the bytes stored; over both transports alike, and never above 4 MiB (A3)."""
 
     async def main() -> None:
-        async with receivers(tmp_path) as running:
+        async with receivers(tmp_path, intake=READ_ONCE) as running:
             over_grpc = await running.export(body)
             over_http = await running.post(body)
             assert over_http.body == over_grpc
@@ -211,7 +214,7 @@ def test_the_other_signals_are_as_strict(tmp_path: Path, signal: str, name: str)
         expected = 200
 
     async def main() -> None:
-        async with receivers(tmp_path) as running:
+        async with receivers(tmp_path, intake=READ_ONCE) as running:
             assert (await running.post(body, signal)).status == expected
 
     asyncio.run(main())
@@ -244,7 +247,7 @@ def test_json_made_to_hurt(tmp_path: Path, body: bytes, status: int) -> None:
     coding = "gzip" if body.startswith(b"\x1f\x8b") else ""
 
     async def main() -> None:
-        async with receivers(tmp_path) as running:
+        async with receivers(tmp_path, intake=READ_ONCE) as running:
             said = await running.post(body, kind=JSON, content_encoding=coding)
             assert said.status == status
             assert len(said.body) < 1000
@@ -252,55 +255,3 @@ def test_json_made_to_hurt(tmp_path: Path, body: bytes, status: int) -> None:
             assert running.stored() == [ONE]
 
     asyncio.run(main())
-
-
-@contextmanager
-def apart(directory: Path) -> Iterator[tuple[int, int, int]]:
-    """Receivers in a process of their own; its id, and the gRPC and HTTP ports."""
-    tests = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "simulators.receivers", str(directory)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
-        assert process.stdout is not None
-        try:
-            grpc_port, http_port = map(int, process.stdout.readline().split())
-            yield process.pid, grpc_port, http_port
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            assert process.wait(20) == 0
-
-
-def resident_mib(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") // MIB
-
-
-def test_memory_after_the_bombs(tmp_path: Path) -> None:
-    """200 MiB in gzip, in members, and nested; a million spans, twenty million objects: 64 MiB more at the end."""
-    bombs = {
-        "single": ("gzip", PROTOBUF, gzip.compress(bytes(200 * MIB)), 413),
-        "members": ("gzip", PROTOBUF, gzip.compress(bytes(MIB)) * 200, 413),
-        "nested": ("gzip", PROTOBUF, gzip.compress(gzip.compress(bytes(200 * MIB))), 400),
-        "spans": ("", PROTOBUF, TOO_LARGE["a million empty spans"], 413),
-        "65 MiB": ("", PROTOBUF, TOO_LARGE["65 MiB"], 413),
-        "objects": ("", JSON, JSON_BOMBS["twenty million empty objects"][0], 413),
-        "values": ("", JSON, b'{"x":[' + b"{}," * 1_000_000 + b"{}]}", 200),
-        "deep": ("", PROTOBUF, MALFORMED["10 000 values in each other"], 400),
-    }
-    with apart(tmp_path) as (pid, grpc_port, http_port):
-        warm = ask(http_port, "POST", "/v1/traces", ONE, {"content-type": PROTOBUF})
-        assert warm.status == 200
-        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}", [("grpc.max_send_message_length", -1)]) as channel:
-            call = channel.unary_unary(f"/{BY_NAME['traces'].service}/Export", None, None)
-            call(ONE, timeout=20)
-            before = resident_mib(pid)
-            for name, (coding, kind, body, status) in bombs.items():
-                headers = {"content-type": kind, "content-encoding": coding}
-                assert ask(http_port, "POST", "/v1/traces", body, headers).status == status, name
-            for body in (TOO_LARGE["a million empty spans"], bytes(200 * MIB)):
-                with pytest.raises(grpc.RpcError) as refusal:
-                    call(body, timeout=20, compression=grpc.Compression.Gzip)
-                assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            wait_until(lambda: resident_mib(pid) - before < 64, "less than 64 MiB more than before", 20)
-            assert call(ONE, timeout=20) == b""

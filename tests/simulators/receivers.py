@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import pathlib
 import socket
-import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -191,14 +189,3 @@ def requests() -> dict[str, bytes]:
         "logs": logs.SerializeToString(),
         "profiles": profiles.SerializeToString(),
     }
-
-
-async def serve(directory: Path) -> None:
-    """Run both receivers, say their ports, and stop when standard input ends."""
-    async with receivers(directory) as running:
-        print(running.grpc_port, running.http_port, flush=True)  # noqa: T201 - read by the test that began it
-        await asyncio.to_thread(sys.stdin.read)
-
-
-if __name__ == "__main__":
-    asyncio.run(serve(pathlib.Path(sys.argv[1])))
