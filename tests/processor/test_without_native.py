@@ -1,0 +1,34 @@
+"""The processor in Python alone, as where there is no C compiler; and that where there is one, it is used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from joulegram_processor import native
+
+HERE = Path(__file__).parent
+PARTS = ("test_attribution.py", "test_join_columns.py", "test_machine.py", "test_select_spans.py", "test_wire.py")
+
+
+def test_the_processor_passes_its_tests_without_the_native_part() -> None:
+    """The references are not only what the C is compared with: they do the whole work, in a process of their own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(HERE / name) for name in PARTS)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=HERE.parents[1], env=os.environ | {native.VARIABLE: "0"}
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_the_native_part_is_built_where_it_can_be() -> None:
+    """A compiler that is there and does not make it is a defect, not a reason to be slow."""
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(compiler) is None or not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        pytest.skip(f"no C compiler {compiler!r}, or no Python.h")
+    assert native.BUILT
