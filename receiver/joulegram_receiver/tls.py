@@ -21,15 +21,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import grpc
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from joulegram_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from cryptography import x509
 
 log = logging.getLogger(__name__)
 
@@ -244,6 +243,14 @@ class _FollowingContext(ssl.SSLContext):
 
 
 def _read(files: TlsFiles, key: str) -> _Material:
+    # 7 MiB that a sidecar without TLS does not pay.
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415
+        Encoding,
+        PublicFormat,
+        load_pem_private_key,
+    )
+
     cert_pem = _bytes(files.cert_file, f"{key}.cert_file")
     key_pem = _bytes(files.key_file, f"{key}.key_file")
     chain = _certificates(cert_pem, files.cert_file, f"{key}.cert_file")
@@ -280,6 +287,8 @@ def _bytes(path: Path, key: str) -> bytes:
 
 
 def _certificates(pem: bytes, path: Path, key: str) -> list[x509.Certificate]:
+    from cryptography import x509  # noqa: PLC0415 - as above
+
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError as error:

@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import logging
@@ -42,6 +43,13 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 8 * 1024 * 1024
 SNAPSHOT_BYTES = 256 * 1024 * 1024
+SNAPSHOTS_OF_CAP = 4
+"""A small spool is let go of more often: it must not be full of what was dealt with."""
+
+CROWDED, CROWDED_S = 0.5, 5.0
+"""From this fullness of the spool on there is a snapshot this often: what was waited for at the last one, and held the
+log, may be settled now, and a spool that is full brings no more records that would make one."""
+
 SNAPSHOT_S = 60.0
 LINGER_S = 0.01
 LINGER_BYTES = 256 * 1024
@@ -129,7 +137,10 @@ class Engine:
         return await asyncio.to_thread(wait) and self.failure is None
 
     def _load(self) -> None:
-        safe_mkdir(self._state_file.parent)
+        state_dir = safe_mkdir(self._state_file.parent)
+        for half_written in state_dir.glob(f".{self._state_file.name}.*.tmp"):  # a kill fell into a snapshot
+            with contextlib.suppress(OSError):
+                half_written.unlink()
         archived = self._sinks.archive.load()
         state = None
         if self._state_file.exists():
@@ -179,6 +190,7 @@ class Engine:
 
     def _work(self) -> None:
         machine, spool = self._machine, self._spool
+        snapshot_bytes = min(SNAPSHOT_BYTES, spool.max_bytes // SNAPSHOTS_OF_CAP)
         snapshot_at, snapshot_lsn = time.monotonic(), machine.position
         synced_at, synced_lsn = time.monotonic(), machine.position
         while True:
@@ -188,8 +200,9 @@ class Engine:
                 if not self._retry(self._sinks.ledger.sync, "ledger"):
                     return
                 synced_at, synced_lsn = now, machine.position
+            due_s = SNAPSHOT_S if spool.fullness < CROWDED else min(CROWDED_S, SNAPSHOT_S)
             if machine.position > snapshot_lsn and (
-                machine.position - snapshot_lsn >= SNAPSHOT_BYTES or now - snapshot_at >= SNAPSHOT_S
+                machine.position - snapshot_lsn >= snapshot_bytes or now - snapshot_at >= due_s
             ):
                 self._snapshot()
                 snapshot_at, snapshot_lsn = now, machine.position
