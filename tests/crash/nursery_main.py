@@ -65,9 +65,13 @@ def break_disk(faults: Path) -> None:
 
     def breaking(call: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def broken(fd: int, *arguments: Any) -> Any:
-            if faults.exists():
+            try:
+                lines = faults.read_text().splitlines()
+            except FileNotFoundError:
+                lines = []  # nothing is broken, or it has just been mended
+            if lines:
                 parts = Path(f"/proc/self/fd/{fd}").readlink().parts
-                for line in faults.read_text().splitlines():
+                for line in lines:
                     name, _, folder = line.partition(" ")
                     if name == call and folder in parts:
                         raise OSError(errno.EIO, os.strerror(errno.EIO))
