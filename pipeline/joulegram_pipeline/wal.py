@@ -258,10 +258,24 @@ class WriteAheadLog:
         Raises:
             StorageError: there is none, or it is damaged.
         """
-        records = self.read(lsn, 0)
-        if not records or records[0].lsn != lsn:
+        record = self.find(lsn)
+        if record is None:
             raise StorageError(f"log {str(self._directory)!r} has no whole durable record at lsn {lsn}")
-        return records[0]
+        return record
+
+    def find(self, lsn: int) -> LogRecord | None:
+        """The one durable record at `lsn`; None where it was released, or is damaged.
+
+        Raises:
+            StorageError: the disk does not give it.
+        """
+        try:
+            records = self.read(lsn, 0)
+        except StorageError:
+            if lsn < self.start_lsn:
+                return None
+            raise
+        return records[0] if records and records[0].lsn == lsn else None
 
     def would_release(self, below_lsn: int) -> bool:
         """Whether `release` would delete anything."""

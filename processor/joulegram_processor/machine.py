@@ -111,12 +111,8 @@ class Outputs:
 class LogReader(Protocol):
     """The log, for requests that waited."""
 
-    @property
-    def start_lsn(self) -> int:
-        """The oldest position that can be read: a full spool may have dropped what lies below."""
-
-    def read_at(self, lsn: int) -> LogRecord:
-        """The record at a position."""
+    def find(self, lsn: int) -> LogRecord | None:
+        """The record at a position; None where a full spool dropped it, or the disk damaged it, since it was read."""
 
 
 class Machine:
@@ -421,9 +417,9 @@ class Machine:
         self._waiting.release(batch)
         if not self._settings.forwarding or len(batch.repeated) == batch.total:
             return
-        if batch.lsn < self._log.start_lsn:
-            return  # dropped from a full spool while it waited: the gap says so, and its spans are in the ledger
-        record = self._log.read_at(batch.lsn)
+        record = self._log.find(batch.lsn)
+        if record is None:
+            return  # lost while it waited: the gap or the count of damaged records says so; its spans are in the ledger
         payload = record.payload
         try:
             if len(batch.blobs) == batch.total and not batch.extras:
@@ -528,4 +524,5 @@ class Machine:
         self._waiting.load(state["waiting"], self._read_again)
 
     def _read_again(self, lsn: int) -> Batch | None:
-        return None if lsn < self._log.start_lsn else self._reader.read(self._log.read_at(lsn))
+        record = self._log.find(lsn)
+        return None if record is None else self._reader.read(record)

@@ -234,14 +234,20 @@ class Spool:
         found = self._recent.take(lsn, max_bytes) or self._log.read(lsn, max_bytes)
         if found and self._dropper is not None:
             self._dropper.was_read(found[-1].next_lsn)
-        if self._log.damaged_records > self._damaged_told:
-            self._metrics.spool_damaged_records.inc(self._log.damaged_records - self._damaged_told)
-            self._damaged_told = self._log.damaged_records
+        self._count_damaged()
         return found
 
-    def read_at(self, lsn: int) -> LogRecord:
-        """The one durable record at `lsn`; see `WriteAheadLog.read_at`."""
-        return self._log.read_at(lsn)
+    def find(self, lsn: int) -> LogRecord | None:
+        """The one durable record at `lsn`; see `WriteAheadLog.find`. One that is damaged is counted."""
+        found = self._log.find(lsn)
+        self._count_damaged()
+        return found
+
+    def _count_damaged(self) -> None:
+        damaged = self._log.damaged_records - self._damaged_told
+        if damaged:
+            self._metrics.spool_damaged_records.inc(damaged)
+            self._damaged_told += damaged
 
     def release(self, below_lsn: int) -> None:
         """Nobody will read below `below_lsn` any more; see `WriteAheadLog.release`."""

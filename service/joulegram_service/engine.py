@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from joulegram_pipeline.metrics import Metrics
-    from joulegram_pipeline.records import RunRecord
+    from joulegram_pipeline.records import LogRecord, RunRecord
     from joulegram_processor.machine import Machine, Outputs
     from joulegram_receiver.spool import Spool
     from joulegram_sink.documents import RunDocuments
@@ -214,7 +214,7 @@ class Engine:
                 self._stop.wait(LINGER_S)
             # What a full spool dropped was counted there, and a record of the gap follows.
             machine.position = max(machine.position, spool.start_lsn)
-            for record in spool.read(machine.position, READ_BYTES):
+            for record in self._read():
                 for outputs in machine.feed(record):
                     if not self._commit(outputs):
                         return  # stopped while a sink refused: the next start replays from the last snapshot
@@ -223,6 +223,15 @@ class Engine:
                 self._done.notify_all()
         if machine.position > snapshot_lsn:
             self._snapshot()
+
+    def _read(self) -> list[LogRecord]:
+        """The records that follow; none where a full spool drops them in this moment."""
+        try:
+            return self._spool.read(self._machine.position, READ_BYTES)
+        except StorageError:
+            if self._machine.position < self._spool.start_lsn:
+                return []
+            raise
 
     def _commit(self, outputs: Outputs) -> bool:
         sinks = self._sinks

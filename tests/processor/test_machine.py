@@ -337,6 +337,23 @@ def test_what_a_full_spool_dropped_is_a_line_of_the_ledger() -> None:
     assert node.sent == []
 
 
+def test_a_request_that_is_damaged_while_it_waits_stops_nobody() -> None:
+    """Its spans are in the ledger, what is behind it leaves, and a start from the snapshot goes on without it."""
+    node = Node()
+    lost = node.log.traces(span(1, T0, T0 + S, trace=trace_id(1)), resource={"kfm.run_id": RUN})
+    node.log.traces(span(2, T0, T0 + S, trace=trace_id(2)), resource={"kfm.run_id": RUN})
+    node.feed()
+    state = json.loads(json.dumps(node.machine.dump()))
+    node.log._at[lost.lsn] = None
+    node.tick(1, cpu_uj=900, busy_ns=S, total_ns=S)
+    assert [line["span_id"] for line in node.lines] == [f"{1:016x}", f"{2:016x}"]
+    assert len(node.sent) == 1
+    again = Node()
+    again.machine._log = node.log
+    again.machine.load(state)
+    assert again.machine.holds()["spans"] == 1
+
+
 def test_a_run_ends_when_nothing_comes_of_it_any_more() -> None:
     """Idle timeout in log time, which ticks alone drive on."""
     node = Node(max_wait_ns=S, run_idle_ns=10 * S)

@@ -168,14 +168,15 @@ class Log:
 
     def __init__(self) -> None:
         self.records: list[LogRecord] = []
-        self._at: dict[int, LogRecord] = {}
+        self._at: dict[int, LogRecord | None] = {}
+        """None where a record was damaged."""
         self.end = 0
         self.start_lsn = 0
         self.now_ns = T0
 
-    def read_at(self, lsn: int) -> LogRecord:
+    def find(self, lsn: int) -> LogRecord | None:
         """The record at a position, as `LogReader` has it."""
-        return self._at[lsn]
+        return None if lsn < self.start_lsn else self._at[lsn]
 
     def append(self, kind: RecordKind, payload: bytes, received_ns: int | None = None) -> LogRecord:
         """One more record; without a time it is received when the one before was."""
