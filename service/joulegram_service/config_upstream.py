@@ -181,11 +181,9 @@ def destinations(config: UpstreamConfig, endpoint_key: str = "upstream.endpoint"
         endpoint_key: what errors call the short form, as whoever set it wrote it.
 
     Raises:
-        ConfigError: both forms at once, or a header with not exactly one of `value` and `file`.
+        ConfigError: a header with not exactly one of `value` and `file`.
     """
     if config.endpoint is not None:
-        if config.destinations:
-            raise ConfigError(endpoint_key, config.endpoint, "nothing beside upstream.destinations: name it there")
         return (Destination("upstream", config.endpoint, endpoint_key),)
     return tuple(_destination(name, section) for name, section in config.destinations.items())
 

@@ -200,13 +200,6 @@ def test_a_header_is_a_text_or_a_file(header: str) -> None:
         destinations(config)
 
 
-def test_both_forms_made_behind_the_check_are_refused() -> None:
-    """`joulegram run` sets the endpoint on a configuration that was read."""
-    config = read("destinations: {a: {endpoint: 'grpc://c:1'}}").model_copy(update={"endpoint": "grpc://b:1"})
-    with pytest.raises(ConfigError, match=r"upstream\.endpoint: got 'grpc://b:1', expected nothing beside"):
-        destinations(config)
-
-
 PAGE = (Path(__file__).parents[2] / "docs" / "upstream.md").read_text(encoding="utf-8")
 
 
