@@ -7,15 +7,13 @@ further down, as after a bomb that was refused, it keeps for ever.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from joulegram_pipeline.life import Background
 
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
@@ -31,7 +29,7 @@ GROWN_BYTES = 32 * 1024 * 1024
 """Grown by this much since memory was last given back, the process gives it back again."""
 
 
-class MemoryKeeper:
+class MemoryKeeper(Background):
     """Settles how this process keeps memory; an async context manager. Without glibc it does nothing.
 
     Args:
@@ -40,24 +38,16 @@ class MemoryKeeper:
     """
 
     def __init__(self, look_s: float = 1.0, rest_s: float = 10.0) -> None:
+        super().__init__(self._watch, "memory")
         self._look_s = look_s
         self._rest_s = rest_s
         self._library = ctypes.CDLL(None)
-        self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._keep_freed()
         if hasattr(self._library, "malloc_trim"):
-            self._task = asyncio.create_task(self._watch(), name="memory")
+            await super().__aenter__()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
 
     def _keep_freed(self) -> None:
         """Keep up to 16 MiB of freed memory: a request of 300 kB parses into 1 MB, wanted again by the next.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 from joulegram_pipeline.clock import Clock, SystemClock
 from joulegram_pipeline.energy import Gap, Method, Tick, TickBatch
 from joulegram_pipeline.errors import AgentError, RetryableError
+from joulegram_pipeline.life import start_task
 from joulegram_pipeline.records import RecordKind
 from joulegram_pipeline.units import NS_PER_S
 
@@ -85,7 +86,7 @@ class Poller:
         now_ns = self._clock.wall_ns()
         self._away_epoch = f"away-{now_ns}"
         self._since_ns = now_ns
-        self._task = asyncio.create_task(self._run(), name="poller")
+        self._task = start_task(self._run(), "poller")
         return self
 
     async def __aexit__(

@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric
 
 from joulegram_pipeline.errors import RetryableError
+from joulegram_pipeline.life import Background
 from joulegram_pipeline.records import RecordKind
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from prometheus_client import CollectorRegistry
 
     from joulegram_receiver.spool import Spool
@@ -94,7 +93,7 @@ def _attribute(target: Any, key: str, value: str) -> None:
     item.key, item.value.string_value = key, value
 
 
-class OwnMetrics:
+class OwnMetrics(Background):
     """Appends the metrics to the spool every `interval_s`; an async context manager.
 
     Args:
@@ -108,25 +107,13 @@ class OwnMetrics:
     def __init__(
         self, registry: CollectorRegistry, spool: Spool, version: str, instance: str, interval_s: float
     ) -> None:
+        super().__init__(self._run, "own metrics")
         self._registry = registry
         self._spool = spool
         self._version = version
         self._instance = instance
         self._interval_s = interval_s
         self._start_ns = time.time_ns()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="own metrics")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
 
     async def _run(self) -> None:
         while True:

@@ -17,7 +17,7 @@ from joulegram_agent import DEFAULT_SOCKET
 from joulegram_agent.client import AgentClient
 from joulegram_agent.main import open_agent
 from joulegram_pipeline.files import DirectoryLock, safe_mkdir
-from joulegram_pipeline.life import enter_all
+from joulegram_pipeline.life import enter_all, start_task
 from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
 from joulegram_processor.machine import Machine, Settings
@@ -274,7 +274,7 @@ class Sidecar:
         ours = {pid for pid in pids if is_ours(pid, self.config.agent.proc_root)}
         self._named |= ours
         if ours and self._started:
-            task = asyncio.ensure_future(self._name(ours))
+            task = start_task(self._name(ours), "naming")
             self._naming.add(task)
             task.add_done_callback(self._naming.discard)
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from joulegram_pipeline.errors import StorageError
+from joulegram_pipeline.life import start_task
 from joulegram_sink.upstream_answer import Answer, Verdict
 from joulegram_sink.upstream_batch import Batch, batches
 from joulegram_sink.upstream_deadletter import put_aside
@@ -194,7 +195,7 @@ class Forwarder:
             self._start(self._work(window, batch), f"upstream {self.destination.name} send")
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
+        task = start_task(work, name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
