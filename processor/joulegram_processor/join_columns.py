@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from joulegram_pipeline.records import LedgerLine
-    from joulegram_pipeline.span_rows import Row
-    from joulegram_processor.attribution import Columns
     from joulegram_processor.energy_store import EnergyStore
     from joulegram_processor.intensity.chain import Segment
     from joulegram_processor.join import Joiner, Window
+    from joulegram_processor.waiting import Settlement
 
     _Made = tuple[list[LedgerLine], list[bytes], list[int], list[int]]
 
@@ -58,6 +57,25 @@ class Uniform:
 
     window: Window
     segment: Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Spans that are joined at once; they have nothing that must be replaced and report no energy of their own.
+
+    Args:
+        uniform: holds for all of them.
+        group: what they were settled with, attributed and added up.
+        chosen: which they are, by index, in the order of their lines.
+        lsn: of the record that triggered the settlement.
+        ordinal: of the first line.
+    """
+
+    uniform: Uniform
+    group: Settlement
+    chosen: list[int]
+    lsn: int
+    ordinal: int
 
 
 class ColumnJoiner:
@@ -90,54 +108,18 @@ class ColumnJoiner:
         segment = intensity.segment_at(start_ns, end_ns)
         return None if segment is None else Uniform(window, segment)
 
-    def join(
-        self,
-        what: Uniform,
-        spans: Columns,
-        chosen: list[int],
-        rows: list[Row],
-        origins: list[int],
-        runs: list[str],
-        extras: list[dict[str, Any]],
-        lsn: int,
-        ordinal: int,
-    ) -> _Made:
-        """Join the chosen spans, which have nothing that must be replaced and report no energy of their own.
-
-        Args:
-            what: holds for all of them.
-            spans: columns of the settlement, attributed and added up.
-            chosen: which, by index, in the order of their lines.
-            rows: as read, by index.
-            origins: lsn of the request, by index.
-            runs: run id, by index.
-            extras: attributes the join reads, by index.
-            lsn: of the record that triggered the settlement.
-            ordinal: of the first line.
+    def join(self, portion: Portion) -> _Made:
+        """Join the spans of a portion.
 
         Returns:
             Lines, encoded attributes, exclusive carbon and alignment error in ug, all in the order of `chosen`.
         """
-        if native.LOADED is not None:
-            made = self._join_natively(native.LOADED, what, spans, chosen, rows, origins, runs, extras, lsn, ordinal)
-            if made is not None:
-                return made
-        return self.join_in_python(what, spans, chosen, rows, origins, runs, extras, lsn, ordinal)
+        made = None if native.LOADED is None else self._join_natively(native.LOADED, portion)
+        return self.join_in_python(portion) if made is None else made
 
-    def _join_natively(
-        self,
-        module: Any,
-        what: Uniform,
-        spans: Columns,
-        chosen: list[int],
-        rows: list[Row],
-        origins: list[int],
-        runs: list[str],
-        extras: list[dict[str, Any]],
-        lsn: int,
-        ordinal: int,
-    ) -> _Made | None:
+    def _join_natively(self, module: Any, portion: Portion) -> _Made | None:
         """`join` by the native module; None where it refuses."""
+        what, spans, chosen = portion.uniform, portion.group.spans, portion.chosen
         window, segment = what.window, what.segment
         start_ns = min(map(spans.starts.__getitem__, chosen), default=0)
         end_ns = max(map(spans.ends.__getitem__, chosen), default=0)
@@ -163,34 +145,26 @@ class ColumnJoiner:
                 spans.kids[1],
                 spans.parents,
                 spans.scopes,
-                rows,
-                origins,
-                extras,
-                runs,
+                portion.group.rows,
+                portion.group.origins,
+                portion.group.extras,
+                portion.group.runs,
             ),
             ticks,
             chosen,
             self._names,
             self._name,
-            {run: _run_text(run) for run in set(map(runs.__getitem__, chosen))},
-            lsn,
-            ordinal,
+            {run: _run_text(run) for run in set(map(portion.group.runs.__getitem__, chosen))},
+            portion.lsn,
+            portion.ordinal,
         )
         return made
 
-    def join_in_python(
-        self,
-        what: Uniform,
-        spans: Columns,
-        chosen: list[int],
-        rows: list[Row],
-        origins: list[int],
-        runs: list[str],
-        extras: list[dict[str, Any]],
-        lsn: int,
-        ordinal: int,
-    ) -> _Made:
+    def join_in_python(self, portion: Portion) -> _Made:
         """`join` where the native module is not there, or refuses."""
+        what, group = portion.uniform, portion.group
+        spans, rows, origins, runs, extras = group.spans, group.rows, group.origins, group.runs, group.extras
+        lsn, ordinal = portion.lsn, portion.ordinal
         window, segment = what.window, what.segment
         joiner = self._joiner
         method, mg = window.method, segment.mg_per_kwh
@@ -218,7 +192,7 @@ class ColumnJoiner:
         run_texts: dict[str, str] = {}
         last_trace = last_parent = b""
         trace_text = parent_text = ""
-        for index in chosen:
+        for index in portion.chosen:
             row = rows[index]
             start_ns, end_ns = row[START], row[END]
             duration_ns = end_ns - start_ns

@@ -23,7 +23,7 @@ from joulegram_processor.enrich import WRITTEN_KEYS, upsert
 from joulegram_processor.foreign import ForeignEnergy
 from joulegram_processor.intervals import IntervalSet
 from joulegram_processor.join import Joiner, Settled
-from joulegram_processor.join_columns import ColumnJoiner
+from joulegram_processor.join_columns import ColumnJoiner, Portion
 from joulegram_processor.repeats import Repeats
 from joulegram_processor.runs import Run, account_of, publish
 from joulegram_processor.select import Selector
@@ -352,22 +352,11 @@ class Machine:
     def _record_columns(self, group: Settlement, chosen: list[int], uniform: Uniform) -> Outputs:
         """Join and record spans of which one thing holds."""
         out = Outputs()
-        out.lines, blobs, carbons, aligns = self._columns.join(
-            uniform,
-            group.spans,
-            chosen,
-            group.rows,
-            group.origins,
-            group.runs,
-            group.extras,
-            self._lsn,
-            self._ordinal,
-        )
+        portion = Portion(uniform, group, chosen, self._lsn, self._ordinal)
+        out.lines, blobs, carbons, aligns = self._columns.join(portion)
         self._ordinal += len(chosen)
         self._metrics.joined_spans.labels(uniform.window.method).inc(len(chosen))
-        self._changed_runs |= self._tally.add_columns(
-            group.spans, chosen, group.rows, group.runs, group.extras, uniform, carbons, aligns, self._log_ns
-        )
+        self._changed_runs |= self._tally.add_columns(portion, carbons, aligns, self._log_ns)
         self._give_back(group, chosen, blobs, out)
         return out
 

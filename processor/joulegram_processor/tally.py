@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from joulegram_pipeline.span_rows import Row
     from joulegram_processor.attribution import Columns
     from joulegram_processor.join import Joined
-    from joulegram_processor.join_columns import Uniform
+    from joulegram_processor.join_columns import Portion
 
 _Item = TypeVar("_Item")
 
@@ -65,19 +65,9 @@ class Tally:
             (energy.get("cpu_uj"), energy.get("gpu_uj"), energy.get("total_uj"), joined.line["carbon"].get("ug")),
         )
 
-    def add_columns(
-        self,
-        spans: Columns,
-        chosen: list[int],
-        rows: list[Row],
-        runs: list[str],
-        extras: list[dict[str, Any]],
-        what: Uniform,
-        carbons: list[int],
-        aligns: list[int],
-        log_ns: int,
-    ) -> set[str]:
-        """Count spans in of which one thing holds; returns the ids of their runs."""
+    def add_columns(self, portion: Portion, carbons: list[int], aligns: list[int], log_ns: int) -> set[str]:
+        """Count the spans of a portion in, with the figures they were joined with; returns the ids of their runs."""
+        what, spans, chosen, runs = portion.uniform, portion.group.spans, portion.chosen, portion.group.runs
         by_run: dict[str, list[int]] = {}
         if len(set(runs[chosen[0] : chosen[-1] + 1])) == 1:
             by_run[runs[chosen[0]]] = list(range(len(chosen)))
@@ -104,7 +94,7 @@ class Tally:
             run.factor_weighted += (cpu + dram + gpu) * segment.mg_per_kwh
             run.align_sq += sum(map(mul, misaligned, misaligned))
             run.upper_bound = run.upper_bound or segment.upper_bound
-            self._describe_columns(run, spans, indices, rows, extras, _taken(carbons, places), segment.mg_per_kwh)
+            self._describe_columns(run, portion, indices, _taken(carbons, places))
         return set(by_run)
 
     def _run(self, run_id: str, log_ns: int, start_ns: int, end_ns: int) -> Run:
@@ -116,17 +106,10 @@ class Tally:
         run.ended_ns = max(run.ended_ns, end_ns)
         return run
 
-    def _describe_columns(
-        self,
-        run: Run,
-        spans: Columns,
-        indices: list[int],
-        rows: list[Row],
-        extras: list[dict[str, Any]],
-        carbons: list[int],
-        mg_per_kwh: int,
-    ) -> None:
+    def _describe_columns(self, run: Run, portion: Portion, indices: list[int], carbons: list[int]) -> None:
         """`_describe` for those spans that can tell a document something it does not know yet."""
+        spans, rows, extras = portion.group.spans, portion.group.rows, portion.group.extras
+        mg_per_kwh = portion.uniform.segment.mg_per_kwh
         if len(run.traces) < MAX_TRACES:
             for trace in dict.fromkeys(row[TRACE] for row in _taken(rows, indices)):
                 self._trace(run, trace)

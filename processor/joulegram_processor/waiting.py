@@ -44,7 +44,17 @@ class _Trace:
 
 @dataclass(slots=True)
 class Settlement:
-    """Spans settled together, column by column, in the order of the log."""
+    """Spans settled together, column by column, in the order of the log.
+
+    Args:
+        spans: their times, parents and energy.
+        batches: the request of each.
+        at: its place among the selected spans of that request.
+        rows: as read.
+        origins: lsn of the request.
+        runs: run id.
+        extras: attributes the join reads.
+    """
 
     spans: Columns = field(default_factory=Columns)
     batches: list[Batch] = field(default_factory=list)

@@ -18,7 +18,8 @@ from joulegram_processor.intensity.chain import IntensityChain
 from joulegram_processor.intensity.static_factor import StaticFactor
 from joulegram_processor.intensity.table import load_table
 from joulegram_processor.join import CarbonModel, Joiner, Settled
-from joulegram_processor.join_columns import ColumnJoiner
+from joulegram_processor.join_columns import ColumnJoiner, Portion
+from joulegram_processor.waiting import Settlement
 from joulegram_schemas import validate
 from joulegram_sink.ledger import Ledger
 from joulegram_sink.ledger_format import FIRST_SEGMENT
@@ -141,7 +142,8 @@ def test_columns_give_what_each_span_alone_gives(
         assert first == last or carried[1] or carried[2]
         return
     order = list(range(len(rows)))
-    lines, blobs, carbons, aligns = columns.join(uniform, spans, order, rows, origins, runs, extras, lsn, 3)
+    group = Settlement(spans, rows=rows, origins=origins, runs=runs, extras=extras)
+    lines, blobs, carbons, aligns = columns.join(Portion(uniform, group, order, lsn, 3))
     alone = [
         joiner.join(
             Settled(
@@ -226,6 +228,7 @@ def test_a_half_microgram_is_rounded_to_even(uj: int, ug: int) -> None:
     uniform = columns.uniform(joiner.window(NOON, NOON + S), NOON, NOON + S, spans.kids)
     assert uniform is not None
     row: Row = ("etl.job", TRACE, span_id(1), b"", NOON, NOON + S, 0)
-    (line,), _, carbons, _ = columns.join(uniform, spans, [0], [row], [0], ["run-one-0001"], [{}], 1, 0)
+    group = Settlement(spans, rows=[row], origins=[0], runs=["run-one-0001"], extras=[{}])
+    (line,), _, carbons, _ = columns.join(Portion(uniform, group, [0], 1, 0))
     assert carbons == [ug]
     assert f'"ug":{ug},' in line[2]

@@ -29,9 +29,10 @@ from joulegram_processor.intensity.static_factor import StaticFactor
 from joulegram_processor.intensity.table import load_table
 from joulegram_processor.intervals import IntervalSet
 from joulegram_processor.join import CarbonModel, Joiner
-from joulegram_processor.join_columns import ColumnJoiner
+from joulegram_processor.join_columns import ColumnJoiner, Portion
 from joulegram_processor.select import Selector
 from joulegram_processor.spans import SpanReader, run_of
+from joulegram_processor.waiting import Settlement
 from joulegram_processor.wire import SpanAt, splice, splice_all, splice_all_in_python, splice_some, varint
 from simulators.traces import T0, S, request, span, tick, tick_batch
 
@@ -474,7 +475,7 @@ def chunks(draw: st.DrawFn) -> Chunk:
     return store, spans, rows, extras, runs
 
 
-def join_arguments(chunk: Chunk, model: CarbonModel) -> tuple[ColumnJoiner, tuple[Any, ...]] | None:
+def join_case(chunk: Chunk, model: CarbonModel) -> tuple[ColumnJoiner, Portion] | None:
     store, spans, rows, extras, runs = chunk
     joiner = Joiner(store, model)
     columns = ColumnJoiner(store, joiner)
@@ -482,7 +483,8 @@ def join_arguments(chunk: Chunk, model: CarbonModel) -> tuple[ColumnJoiner, tupl
     uniform = columns.uniform(joiner.window(first, last), first, last, spans.kids)
     if uniform is None:
         return None
-    return columns, (uniform, spans, list(range(len(rows))), rows, [2**50] * len(rows), runs, extras, 2**51, 7)
+    group = Settlement(spans, rows=rows, origins=[2**50] * len(rows), runs=runs, extras=extras)
+    return columns, Portion(uniform, group, list(range(len(rows))), 2**51, 7)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
@@ -490,13 +492,13 @@ def join_arguments(chunk: Chunk, model: CarbonModel) -> tuple[ColumnJoiner, tupl
 @settings(max_examples=150, deadline=None)
 def test_join_writes_what_the_reference_writes(model: CarbonModel, chunk: Chunk) -> None:
     """Lines, attributes and figures to the byte and the microgram, or a refusal."""
-    case = join_arguments(chunk, model)
+    case = join_case(chunk, model)
     if case is None:
         return
-    columns, arguments = case
-    made = columns._join_natively(native.LOADED, *arguments)
-    reference = columns.join_in_python(*arguments)
-    assert columns.join(*arguments) == reference
+    columns, portion = case
+    made = columns._join_natively(native.LOADED, portion)
+    reference = columns.join_in_python(portion)
+    assert columns.join(portion) == reference
     if max(map(max, (*chunk[1].own, *chunk[1].kids))) <= 10**9 and model is MODELS["a region"]:
         assert made is not None or chunk[0].rows[0].host[0] + chunk[0].rows[0].host[1] > 2**52
     if made is not None:
@@ -510,16 +512,14 @@ def test_join_leaks_nothing() -> None:
     rows: list[Row] = [(f"etl.{at}", b"t" * 16, bytes([at]) * 8, b"", NOON + at, NOON + S, 0) for at in range(9)]
     spans = Columns([row[4] for row in rows], [row[5] for row in rows], [], [b"p" * 24] * 9, [], scopes=[0] * 9)
     spans.own, spans.kids = ([10**5] * 9, [3] * 9, [0] * 9), ([0] * 9, [0] * 9, [0] * 9)
-    case = join_arguments(
-        (store, spans, rows, [{}, {"kfm.node": "n"}, {}] * 3, ["run-one-0001"] * 9), MODELS["a region"]
-    )
+    case = join_case((store, spans, rows, [{}, {"kfm.node": "n"}, {}] * 3, ["run-one-0001"] * 9), MODELS["a region"])
     assert case is not None
-    columns, arguments = case
-    assert columns._join_natively(native.LOADED, *arguments) is not None
-    no_growth(lambda: columns._join_natively(native.LOADED, *arguments))
+    columns, portion = case
+    assert columns._join_natively(native.LOADED, portion) is not None
+    no_growth(lambda: columns._join_natively(native.LOADED, portion))
     spans.own[0][8] = 2**60
-    assert columns._join_natively(native.LOADED, *arguments) is None
-    no_growth(lambda: columns._join_natively(native.LOADED, *arguments))
+    assert columns._join_natively(native.LOADED, portion) is None
+    no_growth(lambda: columns._join_natively(native.LOADED, portion))
 
 
 # -- the splice --------------------------------------------------------------------------------------------------

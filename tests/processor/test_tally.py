@@ -11,9 +11,10 @@ from joulegram_processor.attribution import Columns, add_up, attribute
 from joulegram_processor.energy_store import EnergyStore
 from joulegram_processor.intensity.static_factor import StaticFactor
 from joulegram_processor.join import CarbonModel, Joiner, Settled
-from joulegram_processor.join_columns import ColumnJoiner
+from joulegram_processor.join_columns import ColumnJoiner, Portion
 from joulegram_processor.runs import MAX_NODES, MAX_TRACES, Run
 from joulegram_processor.tally import Tally
+from joulegram_processor.waiting import Settlement
 from simulators.traces import T0, S, span_id, tick, tick_batch, trace_id
 
 if TYPE_CHECKING:
@@ -62,8 +63,10 @@ def test_columns_count_as_each_span_alone(data: st.DataObject, nodes: int, trace
         for run in RUNS:
             known[run] = Run(run, 1, started_ns=T0 + 5, ended_ns=T0 + 5, nodes=[["x"]] * nodes)
             known[run].traces = {str(number) for number in range(traces)}
-    _, _, carbons, aligns = columns.join(uniform, spans, chosen, rows, [3] * len(rows), runs, extras, 9, 0)
-    changed = Tally(at_once).add_columns(spans, chosen, rows, runs, extras, uniform, carbons, aligns, 77)
+    group = Settlement(spans, rows=rows, origins=[3] * len(rows), runs=runs, extras=extras)
+    portion = Portion(uniform, group, chosen, 9, 0)
+    _, _, carbons, aligns = columns.join(portion)
+    changed = Tally(at_once).add_columns(portion, carbons, aligns, 77)
     for index in chosen:
         joined = joiner.join(
             Settled(
