@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from joulegram_pipeline.metrics import Metrics
     from joulegram_pipeline.records import LogRecord, RunRecord
-    from joulegram_processor.machine import Machine, Outputs
+    from joulegram_processor.machine import Machine
+    from joulegram_processor.machine_types import Outputs
     from joulegram_receiver.spool import Spool
     from joulegram_sink.documents import RunDocuments
     from joulegram_sink.ledger import Ledger

@@ -20,7 +20,8 @@ from joulegram_pipeline.files import DirectoryLock, safe_mkdir
 from joulegram_pipeline.life import enter_all, start_task
 from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
-from joulegram_processor.machine import Machine, Settings
+from joulegram_processor.machine import Machine
+from joulegram_processor.machine_types import Settings
 from joulegram_processor.select import Selector
 from joulegram_receiver.memory import MemoryKeeper
 from joulegram_receiver.poller import Poller

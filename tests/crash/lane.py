@@ -25,7 +25,8 @@ from crash.clients import GrpcClient, HttpClient
 from crash.nursery import Fledgling, Nursery
 from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.wal import WriteAheadLog
-from joulegram_processor.machine import Machine, Settings
+from joulegram_processor.machine import Machine
+from joulegram_processor.machine_types import Settings
 from joulegram_service.carbon_model import build_carbon
 from joulegram_service.config import load_config
 from joulegram_sink.ledger_format import run_line
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from crash.clients import Client, Key
-    from joulegram_processor.machine import Outputs
+    from joulegram_processor.machine_types import Outputs
 
 REGION = "SPP_KS"
 MOMENTS = ("start", "load", "load", "snapshot")

@@ -11,7 +11,8 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind, RunRecord
 from joulegram_processor.intensity.static_factor import StaticFactor
 from joulegram_processor.join import CarbonModel
-from joulegram_processor.machine import Machine, Settings
+from joulegram_processor.machine import Machine
+from joulegram_processor.machine_types import Settings
 from joulegram_processor.runs import Identity
 from joulegram_schemas import validate
 from simulators.decoded import attributes
@@ -20,7 +21,7 @@ from simulators.traces import T0, TRACE, Log, S, host_energy, request, span, spa
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from joulegram_processor.machine import Outputs
+    from joulegram_processor.machine_types import Outputs
 
 RUN = "run-one-0001"
 OF_RUN = {"kfm.run_id": RUN}

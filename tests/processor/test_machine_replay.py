@@ -11,13 +11,14 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
 from joulegram_processor.intensity.static_factor import StaticFactor
 from joulegram_processor.join import CarbonModel
-from joulegram_processor.machine import Machine, Settings
+from joulegram_processor.machine import Machine
+from joulegram_processor.machine_types import Settings
 from joulegram_processor.runs import Identity
 from simulators.traces import T0, Log, S, host_energy, request, span, span_id, spans_of, tick, trace_id
 
 if TYPE_CHECKING:
     from joulegram_pipeline.records import LogRecord
-    from joulegram_processor.machine import Outputs
+    from joulegram_processor.machine_types import Outputs
 
 FACTOR = StaticFactor("0.4", "utility bill 2025")
 CARBON = CarbonModel(FACTOR)

@@ -17,7 +17,8 @@ from joulegram_pipeline.records import RecordKind
 from joulegram_processor.enrich import WRITTEN_KEYS
 from joulegram_processor.intensity.static_factor import StaticFactor
 from joulegram_processor.join import CarbonModel
-from joulegram_processor.machine import Machine, Settings
+from joulegram_processor.machine import Machine
+from joulegram_processor.machine_types import Settings
 from joulegram_processor.runs import Identity
 from joulegram_receiver.otlp_json import from_otlp_json, to_otlp_json
 from receiver.conformance.hop import field, varint

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from joulegram_agent.sampler import RING_S
 from joulegram_pipeline.metrics import Metrics
-from joulegram_processor import machine, native, runs, spans
+from joulegram_processor import machine, machine_types, native, runs, spans
 from joulegram_service import cli, sidecar
 from joulegram_service.config import ENVIRONMENT, Config, load_config
 
@@ -241,8 +241,8 @@ def test_the_overview_lists_every_command() -> None:
 
 
 LIMITS = {
-    "spans waiting for their energy": (str(machine.Settings().max_pending),),
-    "spans a retry is recognised among": (str(machine.Settings().dedupe_spans),),
+    "spans waiting for their energy": (str(machine_types.Settings().max_pending),),
+    "spans a retry is recognised among": (str(machine_types.Settings().dedupe_spans),),
     "processes whose energy": (str(sidecar.MAX_NAMED),),
     "text of a client": (f"{spans.MAX_NAME} characters",),
     "runs in memory": (str(machine.MAX_RUNS),),

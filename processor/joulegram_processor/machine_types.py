@@ -1,0 +1,71 @@
+"""What the machine is told, what it gives, and the log as it sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from joulegram_processor.select import Selector
+
+if TYPE_CHECKING:
+    from joulegram_pipeline.records import GapRecord, LedgerLine, LogRecord, Outgoing, RunRecord, SpanRecord
+
+Position = tuple[int, int]
+"""Of an output: lsn of the record that triggered it, and its ordinal among the outputs of that record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the machine is told once.
+
+    Args:
+        selector: which spans are joined.
+        forwarding: whether there is an upstream; without one nothing is enriched.
+        default_run: the run of spans that name none; None makes it their trace.
+        max_wait_ns: log time after which a trace is settled though its root has not come.
+        retention_ns: how long ticks are kept.
+        max_pending: spans waiting at most; beyond it the oldest traces are settled early.
+        dedupe_spans: how many of the last joined spans a retry is recognised among, at least.
+        share_idle: idle policy ``share`` instead of ``bucket``.
+        run_idle_ns: log time without a new span that ends a run.
+        run_quiet_ns: log time without a new span after which a run that got late ones is revised.
+        run_keep_ns: log time after which a finished run is forgotten; a span that comes later begins it anew.
+        local_energy: whether a local agent is expected. `hw.host.energy` from outside is taken while there is none
+            with energy; without this, spans wait for it.
+    """
+
+    selector: Selector = field(default_factory=Selector)
+    forwarding: bool = True
+    default_run: str | None = None
+    max_wait_ns: int = 30_000_000_000
+    retention_ns: int = 86_400_000_000_000
+    max_pending: int = 400_000
+    dedupe_spans: int = 65_536
+    share_idle: bool = False
+    run_idle_ns: int = 900_000_000_000
+    run_quiet_ns: int = 10_000_000_000
+    run_keep_ns: int = 3_600_000_000_000
+    local_energy: bool = True
+
+
+@dataclass(slots=True)
+class Outputs:
+    """What one record brought about, in the order of positions.
+
+    `lines` and `records` are ledger lines, an output has one or the other; `forward` holds the
+    requests that leave; `ticks` the batches to archive, with the record's lsn; `pids` processes that spans named.
+    """
+
+    lines: list[LedgerLine] = field(default_factory=list)
+    records: list[SpanRecord | GapRecord] = field(default_factory=list)
+    forward: list[Outgoing] = field(default_factory=list)
+    runs: list[RunRecord] = field(default_factory=list)
+    ticks: list[tuple[int, bytes]] = field(default_factory=list)
+    pids: set[int] = field(default_factory=set)
+
+
+class LogReader(Protocol):
+    """The log, for requests that waited."""
+
+    def find(self, lsn: int) -> LogRecord | None:
+        """The record at a position; None where a full spool dropped it, or the disk damaged it, since it was read."""
