@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 from hypothesis import given, settings
@@ -21,11 +21,8 @@ from joulegram_processor.machine import Machine
 from joulegram_processor.machine_types import Settings
 from joulegram_processor.runs import Identity
 from joulegram_receiver.otlp_json import from_otlp_json, to_otlp_json
-from receiver.conformance.hop import field, varint
+from simulators.protobuf import field, fields_of, varint
 from simulators.traces import T0, Log, S, tick
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 FACTOR = StaticFactor("0.36", "utility bill 2025")
 ID = Identity("node-7f3a", "kfm-node", "co2e", None, FACTOR.source, (FACTOR.ref,))
@@ -140,34 +137,6 @@ def forwarded(payload: bytes) -> bytes:
     found = [item.body for record in log.records for out in machine.feed(record) for item in out.forward]
     (sent,) = [body for body in found if body != b"later"]
     return sent
-
-
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        value |= (data[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if data[at - 1] < 0x80:
-            return value, at
-
-
-def fields_of(data: bytes, at: int = 0) -> Iterator[tuple[int, bytes, bytes]]:
-    """Each field as number, all its bytes, and its content where it is length-delimited; independent of the product."""
-    while at < len(data):
-        begin = at
-        tag, at = read_varint(data, at)
-        content = b""
-        match tag & 7:
-            case 0:
-                _, at = read_varint(data, at)
-            case 2:
-                size, at = read_varint(data, at)
-                content, at = data[at : at + size], at + size
-            case 3:  # ours hold one field of two bytes
-                _, at = read_varint(data, at + 2)
-            case kind:
-                at += {1: 8, 5: 4}[kind]
-        yield tag >> 3, data[begin:at], content
 
 
 def span_contents(data: bytes, path: tuple[int, ...] = (1, 2, 2)) -> list[bytes]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from google.protobuf.internal.encoder import _VarintBytes as varint  # type: ignore[attr-defined]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -23,6 +22,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from joulegram_processor.enrich import WRITTEN_KEYS
 from joulegram_processor.select import Selector
 from joulegram_processor.spans import SpanReader
+from simulators.protobuf import field, varint
 from simulators.receivers import BY_NAME, JSON, receivers, span, traces
 
 if TYPE_CHECKING:
@@ -35,11 +35,6 @@ READ_ONCE: dict[str, Any] = {"extract": SpanReader(Selector(), None, WRITTEN_KEY
 MIB = 1024 * 1024
 GRPC = {"malformed": grpc.StatusCode.INVALID_ARGUMENT, "too large": grpc.StatusCode.RESOURCE_EXHAUSTED}
 HTTP = {"malformed": 400, "too large": 413}
-
-
-def field(number: int, content: bytes) -> bytes:
-    """A length-delimited field."""
-    return bytes(varint(number << 3 | 2)) + bytes(varint(len(content))) + content
 
 
 def one_scope(content: bytes) -> bytes:
@@ -66,8 +61,8 @@ def deep(levels: int) -> bytes:
     return value
 
 
-UNKNOWN = field(4000, b"new") + bytes(varint(4001 << 3 | 0)) + b"\x05" + bytes(varint(4002 << 3 | 1)) + bytes(8)
-GROUP = bytes(varint(4003 << 3 | 3)) + b"\x08\x01" + bytes(varint(4003 << 3 | 4))
+UNKNOWN = field(4000, b"new") + varint(4001 << 3) + b"\x05" + varint(4002 << 3 | 1) + bytes(8)
+GROUP = varint(4003 << 3 | 3) + b"\x08\x01" + varint(4003 << 3 | 4)
 
 SPAN = one_span()[4:]
 """The only span, as it stands in its scope."""

@@ -23,10 +23,10 @@ import grpc
 import pytest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
-from receiver.conformance.hop import TIMEOUT_S, WITHOUT_ENERGY, Hop, field, one_span, with_fields
-from simulators.otlp_server import OtlpServer
+from receiver.conformance.hop import TIMEOUT_S, Hop, one_span, running, with_fields
+from simulators.protobuf import field
 from simulators.receivers import BY_NAME, JSON, PROTOBUF
-from simulators.sidecar import Serve, wait_until
+from simulators.sidecar import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -65,17 +65,9 @@ class Target(Hop):
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """A sidecar with the limits it is delivered with, and warm."""
-    folder = tmp_path_factory.mktemp("hostile")
-    config = folder / "joulegram.yaml"
-    config.write_text(WITHOUT_ENERGY)
-    with (
-        OtlpServer() as upstream,
-        Serve(folder, f"--config={config}", f"--upstream=grpc://127.0.0.1:{upstream.port}") as serve,
-    ):
-        running = Target(serve.wait_ready(), upstream)
-        running.is_well(running.resident_mib())
-        yield running
-        running.channel.close()
+    with running(tmp_path_factory.mktemp("hostile"), Target) as found:
+        found.is_well(found.resident_mib())
+        yield found
 
 
 @pytest.fixture

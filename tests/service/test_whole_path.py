@@ -35,6 +35,7 @@ from joulegram_schemas import validate
 from simulators.decoded import attributes, resource_spans, spans
 from simulators.otlp_server import SERVICES, OtlpServer
 from simulators.powercap import INTEL_RANGE_UJ, PowercapTree
+from simulators.protobuf import field, fields_of, varint
 from simulators.sidecar import JOULEGRAM, PowerTrace, Serve, archived_ticks, ledger_lines, run_lines, wait_until
 
 if TYPE_CHECKING:
@@ -61,20 +62,7 @@ ADDED = {
 """What a measured and priced span gains on a node with packages and DRAM (design section 6), and nothing else."""
 
 
-# -- protobuf's wire format, read and written independently of the product ------------------------------------------
-
-
-def varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*out, value))
-
-
-def holding(number: int, content: bytes) -> bytes:
-    """A length-delimited field."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
+# -- what no version of OTLP has, and a request without what was added ----------------------------------------------
 
 
 UNKNOWN = (
@@ -82,7 +70,7 @@ UNKNOWN = (
     + varint(2**63)
     + varint(1901 << 3 | 1)
     + struct.pack("<d", 1.5)
-    + holding(1902, b"\x00\xff not text")
+    + field(1902, b"\x00\xff not text")
     + (varint(1903 << 3 | 3) + varint(7 << 3) + b"\x01" + varint(1903 << 3 | 4))
     + varint(1904 << 3 | 5)
     + struct.pack("<I", 7)
@@ -90,44 +78,11 @@ UNKNOWN = (
 """A field of every wire type that no version of OTLP has yet."""
 
 
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-
-
-def fields_of(data: bytes, at: int = 0, group: int | None = None) -> Iterator[tuple[int, bytes, bytes]]:
-    """Each field as (number, all its bytes, its content where it is length-delimited)."""
-    while at < len(data):
-        begin = at
-        tag, at = read_varint(data, at)
-        number, kind, content = tag >> 3, tag & 7, b""
-        if kind == 4:
-            assert number == group
-            yield 0, data[:at], b""
-            return
-        if kind == 0:
-            _, at = read_varint(data, at)
-        elif kind == 2:
-            length, at = read_varint(data, at)
-            content, at = data[at : at + length], at + length
-        elif kind == 3:
-            *_, (_, inside, _) = fields_of(data, at, number)
-            at = len(inside)
-        else:
-            at += {1: 8, 5: 4}[kind]
-        yield number, data[begin:at], content
-
-
 def without_added(data: bytes, path: tuple[int, ...] = (1, 2, 2)) -> bytes:
     """A trace request as it would be, had its spans not gained what stands at their end."""
     if path:
         return b"".join(
-            holding(number, without_added(content, path[1:])) if number == path[0] else whole
+            field(number, without_added(content, path[1:])) if number == path[0] else whole
             for number, whole, content in fields_of(data)
         )
     kept = list(fields_of(data))
@@ -161,8 +116,8 @@ def resource_spans_bytes(labels: dict[str, str | int], *contents: bytes) -> byte
             given.int_value = value
         else:
             given.string_value = value
-    scope = b"".join(holding(2, content) for content in contents) + UNKNOWN
-    return holding(1, holding(1, resource.SerializeToString() + UNKNOWN) + holding(2, scope) + UNKNOWN)
+    scope = b"".join(field(2, content) for content in contents) + UNKNOWN
+    return field(1, field(1, resource.SerializeToString() + UNKNOWN) + field(2, scope) + UNKNOWN)
 
 
 def metrics_bytes() -> bytes:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.rpc import status_pb2
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from simulators.decoded import spans
+from simulators.otlp_server import OtlpServer
+from simulators.protobuf import field
 from simulators.receivers import BY_NAME, PROTOBUF, Answer, Body, ask
+from simulators.sidecar import Serve
 
 if TYPE_CHECKING:
-    from simulators.otlp_server import OtlpServer
-    from simulators.sidecar import Serve
+    from collections.abc import Iterator
+    from pathlib import Path
 
 TIMEOUT_S = 20.0
 NO_LIMIT = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -68,18 +72,21 @@ class Hop:
         return next(span for span in spans(self.upstream) if span.name == name)
 
 
-def varint(value: int) -> bytes:
-    """A non-negative integer as a base-128 varint."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*out, value))
+_Kind = TypeVar("_Kind", bound=Hop)
 
 
-def field(number: int, content: bytes) -> bytes:
-    """A length-delimited field."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
+@contextmanager
+def running(folder: Path, kind: type[_Kind]) -> Iterator[_Kind]:
+    """`joulegram serve` as it is delivered, forwarding over gRPC, on a node that measures nothing and does not wait."""
+    config = folder / "joulegram.yaml"
+    config.write_text(WITHOUT_ENERGY)
+    with (
+        OtlpServer() as upstream,
+        Serve(folder, f"--config={config}", f"--upstream=grpc://127.0.0.1:{upstream.port}") as serve,
+    ):
+        hop = kind(serve.wait_ready(), upstream)
+        yield hop
+        hop.channel.close()
 
 
 def one_span(name: str, number: int = 1, **fields: Any) -> bytes:

@@ -16,9 +16,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 
-from receiver.conformance.hop import Hop, field, one_span, varint, with_fields
+from receiver.conformance.hop import Hop, one_span, with_fields
 from simulators.decoded import attributes, spans
 from simulators.otlp_server import OtlpServer
+from simulators.protobuf import field, varint
 from simulators.receivers import BY_NAME, JSON, requests
 from simulators.sidecar import Serve, wait_until
 
