@@ -21,12 +21,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import re
-import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -44,10 +40,12 @@ sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.hot_path import EXPORT, cpu_s, memory_mib, metric  # noqa: E402
 from benchmarks.peers_load import MARK, Bodies  # noqa: E402
-from benchmarks.peers_systems import other_cores, pinned  # noqa: E402
+from benchmarks.peers_systems import joulegram, other_cores  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from benchmarks.peers_systems import Joulegram
 
 CAP_MIB = 384
 IN_FLIGHT, TIMES = 4, 10
@@ -56,24 +54,16 @@ LIMITED = {"receiver": {"limits": {"in_flight": "4MiB", "queue": "4MiB"}}}
 
 
 class Sidecar:
-    """One that listens.
+    """What is looked at of a sidecar; made while it is idle."""
 
-    Args:
-        pid: its process.
-        port: of OTLP/gRPC.
-        metrics_port: of /metrics.
-    """
-
-    def __init__(self, pid: int, port: int, metrics_port: int) -> None:
-        self.pid = pid
-        self.port = port
-        self.metrics_port = metrics_port
-        self.idle_mib = memory_mib(pid, "VmRSS")
+    def __init__(self, running: Joulegram) -> None:
+        self.running = running
+        self.idle_mib = memory_mib(running.pid, "VmRSS")
 
     def wait_forwarded(self, timeout_s: float) -> bool:
         """Until it has nothing more to send; whether it came to that."""
         until = time.monotonic() + timeout_s
-        while metric(self.metrics_port, "joulegram_sink_forward_backlog_bytes") > 0:
+        while metric(self.running.metrics_port, "joulegram_sink_forward_backlog_bytes") > 0:
             if time.monotonic() > until:
                 return False
             time.sleep(0.2)
@@ -81,35 +71,20 @@ class Sidecar:
 
     def memory(self) -> str:
         """Idle and peak, and whether the cap was kept."""
-        peak = memory_mib(self.pid, "VmHWM")
+        peak = memory_mib(self.running.pid, "VmHWM")
         word = "under" if peak - self.idle_mib < CAP_MIB else "ABOVE"
         return f"RSS {self.idle_mib:.0f} MiB idle, {peak:.0f} at most: {word} the cap of {CAP_MIB} more"
 
 
 @contextmanager
 def sidecar(parent: Path | None, upstream_port: int, core: int, config: dict[str, Any]) -> Iterator[Sidecar]:
-    """`joulegram serve` on one core, with a configuration."""
-    directory = Path(tempfile.mkdtemp(prefix="joulegram-overload-", dir=parent))
-    (directory / "joulegram.yaml").write_text(json.dumps(config))
-    command = [*pinned(core), sys.executable, "-m", "joulegram_service", "serve", "--grpc-endpoint=127.0.0.1:0"]
-    command += ["--http-endpoint=127.0.0.1:0", "--metrics-endpoint=127.0.0.1:0", f"--data-dir={directory / 'data'}"]
-    command += [f"--config={directory / 'joulegram.yaml'}", "--region=SPP_KS", "--source=model"]
-    command += [f"--upstream=grpc://127.0.0.1:{upstream_port}"]
-    log = directory / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stderr=file)
-    try:
-        found: dict[str, int] = {}
-        while len(found) < 2:
-            assert process.poll() is None, log.read_text()
-            found = {match[1]: int(match[2]) for match in re.finditer(r"(gRPC|readyz) .*port (\d+)", log.read_text())}
-            time.sleep(0.05)
+    """`joulegram serve` on one core, with a configuration, until it is at rest; its data goes with it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="joulegram-overload-", dir=parent) as directory,
+        joulegram(Path(directory), upstream_port, core, config) as running,
+    ):
         time.sleep(2)
-        yield Sidecar(process.pid, found["gRPC"], found["readyz"])
-    finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(directory)
+        yield Sidecar(running)
 
 
 def sink(port: int, ready: Any, taken: Any, cores: Sequence[int]) -> None:
@@ -204,10 +179,10 @@ def overload(arguments: argparse.Namespace, cores: Sequence[int]) -> None:
         config = LIMITED if times > 1 else {}
         with listening(port, cores) as taken, sidecar(arguments.directory, port, arguments.core, config) as system:
             load = {"spans": 512, "in_flight": IN_FLIGHT * times, "most": 1 << 60}
-            send(system.port, load, 2.0, cores)
-            before = cpu_s(system.pid)
-            accepted, refused, wrong, seconds = send(system.port, load, arguments.seconds, cores)
-            used = cpu_s(system.pid) - before
+            send(system.running.port, load, 2.0, cores)
+            before = cpu_s(system.running.pid)
+            accepted, refused, wrong, seconds = send(system.running.port, load, arguments.seconds, cores)
+            used = cpu_s(system.running.pid) - before
             rates.append(accepted / seconds)
             attempts = accepted // 512 + refused
             print(
@@ -226,7 +201,7 @@ def outage(arguments: argparse.Namespace, cores: Sequence[int]) -> None:
     port = free_port()
     with sidecar(arguments.directory, port, arguments.core, {}) as system:
         load = {"spans": 100, "in_flight": 8, "most": arguments.spans}
-        accepted, refused, _, seconds = send(system.port, load, 3600.0, cores)
+        accepted, refused, _, seconds = send(system.running.port, load, 3600.0, cores)
         print(f"away: {accepted} spans in {seconds:.0f} s, {refused} refusals; {system.memory()}", flush=True)
         begun = time.monotonic()
         with listening(port, cores) as taken:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +35,29 @@ class Running:
     Args:
         pid: its one process.
         port: of OTLP/gRPC.
-        recorded: how many spans it has joined and written down; None where it writes nothing down.
     """
 
-    def __init__(self, pid: int, port: int, recorded: Callable[[], float] | None = None) -> None:
+    recorded: Callable[[], float] | None = None
+    """How many spans it has joined and written down; None where it writes nothing down."""
+
+    def __init__(self, pid: int, port: int) -> None:
         self.pid = pid
         self.port = port
-        self.recorded = recorded
+
+
+class Joulegram(Running):
+    """A sidecar that listens.
+
+    Args:
+        pid: its one process.
+        port: of OTLP/gRPC.
+        metrics_port: of /metrics.
+    """
+
+    def __init__(self, pid: int, port: int, metrics_port: int) -> None:
+        super().__init__(pid, port)
+        self.metrics_port = metrics_port
+        self.recorded = lambda: metric(metrics_port, "joulegram_sink_ledger_lines_total")
 
 
 def pinned(core: int) -> tuple[str, ...]:
@@ -55,20 +72,28 @@ def pinned(core: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def joulegram(directory: Path, sink_port: int, core: int) -> Iterator[Running]:
-    """`joulegram serve` with its defaults: durable before the acknowledgement, joined, in the ledger, forwarded."""
+def joulegram(directory: Path, sink_port: int, core: int, config: dict[str, Any] | None = None) -> Iterator[Joulegram]:
+    """`joulegram serve` with its defaults: durable before the acknowledgement, joined, in the ledger, forwarded.
+
+    `config` is what its file says, if it is to say anything.
+    """
     command = [*pinned(core), sys.executable, "-m", "joulegram_service", "serve", "--grpc-endpoint=127.0.0.1:0"]
     command += ["--http-endpoint=127.0.0.1:0", "--metrics-endpoint=127.0.0.1:0", f"--data-dir={directory / 'data'}"]
     command += ["--region=SPP_KS", "--source=model", f"--upstream=grpc://127.0.0.1:{sink_port}"]
+    if config:
+        file = directory / "joulegram.yaml"
+        file.write_text(json.dumps(config))
+        command.append(f"--config={file}")
     log = directory / "joulegram.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stderr=file)
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stderr=stderr)
     try:
         found: dict[str, int] = {}
         while len(found) < 2:
             assert process.poll() is None, log.read_text()
             found = {match[1]: int(match[2]) for match in re.finditer(r"(gRPC|readyz) .*port (\d+)", log.read_text())}
-        yield Running(process.pid, found["gRPC"], lambda: metric(found["readyz"], "joulegram_sink_ledger_lines_total"))
+            time.sleep(0.05)
+        yield Joulegram(process.pid, found["gRPC"], found["readyz"])
     finally:
         process.terminate()
         process.wait(60)
