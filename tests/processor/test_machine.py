@@ -1,82 +1,20 @@
+"""The machine, request by request: what is joined, what travels on, and in which bytes."""
+
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from joulegram_pipeline.errors import DocumentError
-from joulegram_pipeline.metrics import Metrics
-from joulegram_pipeline.records import RecordKind, RunRecord
-from joulegram_processor.intensity.static_factor import StaticFactor
+from joulegram_pipeline.records import RecordKind
 from joulegram_processor.join import CarbonModel
-from joulegram_processor.machine import Machine
-from joulegram_processor.machine_types import Settings
-from joulegram_processor.runs import Identity
 from joulegram_schemas import validate
 from simulators.decoded import attributes
-from simulators.traces import T0, TRACE, Log, S, host_energy, request, span, span_id, spans_of, tick, trace_id
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from joulegram_processor.machine_types import Outputs
-
-RUN = "run-one-0001"
-OF_RUN = {"kfm.run_id": RUN}
-FACTOR = StaticFactor("0.36", "utility bill 2025")  # 1 J is 100 ug
-
-
-class Node:
-    """A machine at the end of a log, and all that came out of it."""
-
-    def __init__(self, carbon: CarbonModel | None = None, **settings: Any) -> None:
-        self.log = Log()
-        self.metrics = Metrics()
-        identity = Identity("node-7f3a", "kfm-node", "co2e", None, FACTOR.source, (FACTOR.ref,))
-        self.machine = Machine(Settings(**settings), carbon or CarbonModel(FACTOR), identity, self.log, self.metrics)
-        self.lines: list[dict[str, Any]] = []
-        self.sent: list[bytes] = []
-        self.runs: list[RunRecord] = []
-        self.archived: list[int] = []
-        self.pids: set[int] = set()
-        self._fed = self._seq = 0
-
-    def feed(self) -> Node:
-        """Feed what was appended to the log since the last call."""
-        for record in self.log.records[self._fed :]:
-            for out in self.machine.feed(record):
-                self._take(out)
-        self._fed = len(self.log.records)
-        return self
-
-    def tick(self, until_s: float, *, at_s: float | None = None, **made: Any) -> Node:
-        """One tick from the last one's end; 1 J of CPU unless said otherwise."""
-        self._seq += 1
-        start = max(self.machine.store.watermark_ns, T0)
-        domains = {"domains": made.pop("domains"), "reason": "no_source"} if "domains" in made else {"domains": None}
-        energy = made or {"cpu_uj": 1_000_000}
-        one = tick(self._seq, start, T0 + round(until_s * S), **energy)
-        at = None if at_s is None else T0 + round(at_s * S)
-        self.log.ticks(one, at=at, **{key: value for key, value in domains.items() if value is not None})
-        return self.feed()
-
-    def count(self, name: str, **labels: str) -> float:
-        """The value of a counter."""
-        return self.metrics.registry.get_sample_value(f"joulegram_{name}", labels) or 0.0
-
-    def _take(self, out: Outputs) -> None:
-        self.lines += [json.loads(f"{before}{between}{after}") for _, _, before, between, after in out.lines]
-        self.lines += [dict(record) for record in out.records]
-        self.sent += [item.body for item in out.forward]
-        self.runs += out.runs
-        self.archived += [lsn for lsn, _ in out.ticks]
-        self.pids |= out.pids
-
-    def gained(self) -> Iterator[dict[str, Any]]:
-        """The attributes of every span sent on."""
-        return (attributes(one) for payload in self.sent for one in spans_of(payload))
+from simulators.machine_node import FACTOR, OF_RUN, RUN, Node
+from simulators.traces import T0, S, request, span, span_id, spans_of, trace_id
 
 
 def test_the_whole_path_by_hand() -> None:
@@ -217,67 +155,6 @@ def test_energy_the_job_reported_is_kept_and_said() -> None:
     assert all(line["energy"]["reported_uj"] == line["energy"]["total_uj"] == 2_500_000 for line in node.lines)
 
 
-def test_a_trace_without_its_root_waits_no_longer_than_told() -> None:
-    """Bounded waiting: children wait for the root, at most `max_wait` of log time; energy alone does not free them."""
-    node = Node(max_wait_ns=5 * S)
-    node.log.traces(span(2, T0, T0 + S, parent=1))
-    node.tick(1).tick(4)
-    assert node.lines == []
-    assert node.count("processor_pending_spans") == 1
-    node.tick(5)
-    assert [line["span_id"] for line in node.lines] == [span_id(2).hex()]
-    assert node.count("processor_pending_spans") == 0
-    node.log.traces(span(1, T0, T0 + 5 * S, name="etl.job"))
-    node.tick(6)
-    assert node.lines[1]["energy"]["total_uj"] == 3_000_000  # 3 J in 5 s: two of its own, one of the child before it
-    assert node.lines[1]["energy"]["exclusive_uj"] == 2_000_000
-
-
-@pytest.mark.parametrize("together", [True, False], ids=["in its request", "in a later one"])
-def test_a_root_that_is_not_joined_ends_the_wait_too(together: bool) -> None:
-    """A job under a server's span is not held for the time of a trace that never ends."""
-    node = Node(max_wait_ns=600 * S)
-    root = span(9, T0, T0 + S, name="POST /jobs")
-    step = span(1, T0, T0 + S, name="etl.step", parent=9)
-    node.log.traces(*([step, root] if together else [step]))
-    if not together:
-        node.tick(1, cpu_uj=900)
-        assert node.lines == []
-        node.log.traces(root)
-    node.tick(2, cpu_uj=900)
-    assert [line["name"] for line in node.lines] == ["etl.step"]
-
-
-def test_a_span_waits_for_its_energy() -> None:
-    """A root is settled when the watermark passes its end, not before; a heartbeat without energy passes it too."""
-    node = Node()
-    node.log.traces(span(1, T0, T0 + 2 * S, name="etl.job"))
-    node.tick(1)
-    assert node.lines == []
-    node.tick(2, domains=())
-    (line,) = node.lines
-    assert line["energy"]["reason"] == "no_source"
-    assert line["energy"]["covered_ns"] == str(S)
-    (gained,) = node.gained()
-    assert (gained["energy.state"], gained["energy.method"], gained["energy.total_j"]) == ("partial", "measured", 1.0)
-
-
-def test_without_energy_it_is_missing_and_never_nothing() -> None:
-    """D-10, D-22, S0-67, C-09: no key of a number, but a reason; the run has no carbon, and still a factor (D-17)."""
-    node = Node()
-    node.log.traces(span(1, T0, T0 + S, name="etl.job", attributes=OF_RUN))
-    node.tick(1, domains=())
-    (gained,) = node.gained()
-    validate("otel-energy-span-v1", gained)
-    assert gained["energy.method"] == "unavailable"
-    assert gained["energy.reason"] == "no_source"
-    assert gained["carbon.reason"] == "energy_unavailable"
-    assert not {key for key in gained if key.endswith("_j") or key.startswith("carbon.gco2e")}
-    (run,) = node.runs
-    assert (run.energy_uj, run.carbon_ug, run.account) == (None, None, None)
-    assert (run.factor_kg_per_kwh, run.energy_reason, run.carbon_reason) == (0.36, "no_source", "energy_unavailable")
-
-
 def test_without_region_or_factor_there_is_energy_and_no_carbon() -> None:
     """S0-67: carbon only where a factor is declared; the reason is said."""
     node = Node(CarbonModel(None, "region_not_configured"))
@@ -286,37 +163,6 @@ def test_without_region_or_factor_there_is_energy_and_no_carbon() -> None:
     (gained,) = node.gained()
     assert (gained["energy.total_j"], gained["carbon.reason"]) == (1.0, "region_not_configured")
     assert node.runs[0].carbon_ug is None
-
-
-def test_a_run_is_ended_by_the_command_that_was_run() -> None:
-    """A control record settles what waits of the run and ends it with the command's status."""
-    node = Node()
-    node.log.control("run.start", RUN, pid=11)
-    node.log.traces(span(2, T0, T0 + S, parent=1), resource=OF_RUN | {"process.pid": 12})
-    node.tick(1, cpu_uj=900, busy_ns=S, total_ns=S, processes={11: S // 3})
-    assert node.pids == {11}  # the run's process speaks for its spans
-    node.log.control("run.end", RUN, status="error", ended_by="command_exit")
-    node.feed()
-    (run,) = node.runs
-    assert (run.ended_by, run.status, run.energy_uj, run.energy_scope) == ("command_exit", "error", 300, "process")
-    node.log.control("run.end", "run-unheard-of", status="ok")
-    assert len(node.feed().runs) == 1
-
-
-def test_a_process_that_is_forgotten_speaks_for_nobody() -> None:
-    """After a `joulegram run` that was killed, later spans get the host's energy, not a dead process's nothing."""
-    node = Node()
-    node.log.control("run.start", RUN, pid=11, alone=True)
-    node.tick(1, cpu_uj=900, busy_ns=S, total_ns=S, processes={11: S // 3})
-    node.feed()
-    assert node.machine.names_processes
-    node.log.control("run.forget", RUN)
-    node.log.traces(span(2, T0 + S, T0 + 2 * S), resource={"kfm.run_id": "run-next-0001"})
-    node.tick(2, cpu_uj=900, busy_ns=S, total_ns=S)
-    node.feed()
-    assert not node.machine.names_processes
-    assert node.lines[-1]["energy"]["scope"] == "host"
-    assert node.lines[-1]["energy"]["total_uj"] == 900
 
 
 def test_what_a_full_spool_dropped_is_a_line_of_the_ledger() -> None:
@@ -353,122 +199,6 @@ def test_a_request_that_is_damaged_while_it_waits_stops_nobody() -> None:
     again.machine._log = node.log
     again.machine.load(state)
     assert again.machine.holds()["spans"] == 1
-
-
-def test_a_run_ends_when_nothing_comes_of_it_any_more() -> None:
-    """Idle timeout in log time, which ticks alone drive on."""
-    node = Node(max_wait_ns=S, run_idle_ns=10 * S)
-    node.log.traces(span(2, T0, T0 + S, parent=1), resource=OF_RUN)
-    node.tick(1).tick(10)
-    assert node.runs == []
-    node.tick(11)
-    assert [(run.ended_by, run.status, run.revision) for run in node.runs] == [("idle_timeout", "unset", 1)]
-
-
-def test_late_spans_make_a_revision() -> None:
-    """Never a silent rewrite: after a quiet while a second revision has what came late, ended as the first was."""
-    node = Node(run_quiet_ns=3 * S)
-    node.log.traces(span(1, T0, T0 + S, name="etl.job", status=1), resource=OF_RUN)
-    node.tick(1)
-    node.log.traces(span(2, T0 + S, T0 + 2 * S, trace=trace_id(1)), resource=OF_RUN)
-    node.tick(2).tick(4)
-    assert [run.revision for run in node.runs] == [1]
-    node.tick(5)
-    first, second = node.runs
-    assert (second.revision, second.ended_by, second.spans) == (2, first.ended_by, 2)
-    assert (first.energy_uj, second.energy_uj) == (1_000_000, 2_000_000)
-    assert second.recorded_ns > first.recorded_ns
-    assert len(node.tick(20).runs) == 2
-
-
-def test_spans_that_name_no_run_are_of_the_default_run() -> None:
-    """`default_run`: unless span or resource names one."""
-    node = Node(default_run="run-default-1")
-    node.log.traces(span(1, T0, T0 + S), span(2, T0, T0 + S, attributes={"job.id": RUN}))
-    node.log.traces(span(3, T0, T0 + S), resource={"kfm.run_id": "../etc/passwd"})
-    node.tick(1)
-    assert [line["run_id"] for line in node.lines] == ["run-default-1", RUN, "run-default-1"]
-
-
-def test_a_trace_is_a_run_only_with_its_root() -> None:
-    """Neither id nor `etl.job`: spans are joined, their run is the trace, and nothing is published of it."""
-    node = Node(max_wait_ns=S, run_idle_ns=5 * S)
-    node.log.traces(span(1, T0, T0 + S))
-    node.log.traces(span(2, T0, T0 + S, name="etl.job", trace=trace_id(1)))
-    node.tick(1).tick(50)
-    assert [line["run_id"] for line in node.lines] == [TRACE.hex(), trace_id(1).hex()]
-    assert [run.run_id for run in node.runs] == [trace_id(1).hex()]
-
-
-def test_too_many_waiting_spans_are_settled_early() -> None:
-    """`max_pending`: the oldest traces go first, until a quarter of the room is free again."""
-    node = Node(max_pending=4)
-    for number in range(5):
-        node.log.traces(span(number + 1, T0, T0 + S, trace=trace_id(number)))
-    node.feed()
-    assert [line["trace_id"] for line in node.lines] == [trace_id(0).hex(), trace_id(1).hex()]
-    assert node.count("processor_pending_spans") == 3
-
-
-def test_an_unreadable_tick_record_is_counted_and_skipped() -> None:
-    """It is no energy and no reason to stop; what follows is read."""
-    node = Node()
-    for payload in (b"", b"{", b'{"epoch":1}', b"\xff\xfe", b"[" * 100_000):
-        node.log.append(RecordKind.TICKS, payload)
-    node.feed()
-    assert node.count("processor_energy_gaps_total", reason="unreadable_batch") == 5
-    assert node.archived == []
-    node.log.traces(span(1, T0, T0 + S, name="etl.job"))
-    assert node.tick(1).lines[0]["energy"]["total_uj"] == 1_000_000
-
-
-def test_gaps_are_counted_by_reason() -> None:
-    """What was not read is missing, named on the span, and counted."""
-    node = Node()
-    node.log.traces(span(1, T0, T0 + S, name="etl.job"))
-    node.tick(1, cpu_uj=5, gaps=[("package-1", "counter_reset: 5 after 9")])
-    assert node.count("processor_energy_gaps_total", reason="counter_reset") == 1
-    assert node.lines[0]["energy"]["reason"] == "package-1: counter_reset: 5 after 9"
-    assert node.lines[0]["energy"]["method"] == "measured"
-
-
-def test_foreign_energy_is_joined_where_there_is_none_of_our_own() -> None:
-    """`hw.host.energy` from outside: reported, CPU, archived like any tick, and passed on as it came."""
-    node = Node(local_energy=False)
-    node.log.traces(span(1, T0, T0 + 2 * S, name="etl.job"))
-    payload = host_energy((T0, T0 + S, 1.0), (T0, T0 + 2 * S, 3.0))
-    record = node.log.append(RecordKind.METRICS, payload)
-    node.feed()
-    assert node.archived == [record.lsn]
-    (line,) = node.lines
-    assert (line["energy"]["method"], line["energy"]["cpu_uj"]) == ("reported", 3_000_000)
-    assert node.sent[0] == payload
-
-
-def test_foreign_energy_is_ignored_where_there_is_our_own() -> None:
-    """One node, one measure: the same joules are not counted twice (C-49); the metrics go on as they came."""
-    node = Node()
-    node.tick(1)
-    node.log.traces(span(1, T0, T0 + 2 * S, name="etl.job"))
-    payload = host_energy((T0, T0 + 2 * S, 500.0))
-    node.log.append(RecordKind.METRICS, payload)
-    node.feed()
-    assert node.lines == []
-    node.tick(2)
-    assert node.lines[0]["energy"]["total_uj"] == 2_000_000
-    assert node.sent[0] == payload
-
-
-def test_the_agent_s_empty_heartbeats_make_way_for_foreign_energy() -> None:
-    """An agent without a source drives the clock until somebody else has energy, and no longer (S0-66)."""
-    node = Node()
-    node.tick(1, domains=())
-    node.log.append(RecordKind.METRICS, host_energy((T0 + S, T0 + 2 * S, 4.0), delta=True), T0 + 2 * S)
-    node.log.traces(span(1, T0 + S, T0 + 3 * S, name="etl.job"))
-    node.tick(3, domains=())
-    assert node.lines == []
-    node.log.append(RecordKind.METRICS, host_energy((T0 + 2 * S, T0 + 3 * S, 5.0), delta=True), T0 + 3 * S)
-    assert node.feed().lines[0]["energy"]["total_uj"] == 9_000_000
 
 
 def test_children_of_an_unselected_span_belong_to_the_selected_one_above_it() -> None:
@@ -510,29 +240,6 @@ def test_what_is_sent_differs_by_appended_attributes_only() -> None:
             del item.attributes[1 if item.span_id == span_id(1) else 0 :]
     assert before.SerializeToString() == after.SerializeToString()
     assert b"\xc2\x3e\x01x" in node.sent[0]
-
-
-def test_a_point_at_the_very_end_of_the_energy_is_joined() -> None:
-    """A span without length where the last tick ends: nothing of energy, and no reason to stop."""
-    node = Node()
-    node.log.traces(span(1, T0, T0 + S, name="etl.job"), span(2, T0 + S, T0 + S, parent=1))
-    node.tick(1)
-    assert {line["span_id"]: line["energy"]["total_uj"] for line in node.lines} == {
-        span_id(1).hex(): 1_000_000,
-        span_id(2).hex(): 0,
-    }
-
-
-def test_a_node_of_a_run_has_no_gpu_energy_where_none_was_read() -> None:
-    """D-10: a run that had GPU energy once does not make a later node's missing one into nothing."""
-    node = Node()
-    node.log.traces(span(1, T0, T0 + S, name="etl.node.a"), resource=OF_RUN)
-    node.tick(1, cpu_uj=5, gpu_uj=7)
-    node.log.traces(span(2, T0 + S, T0 + 2 * S, name="etl.node.b"), resource=OF_RUN)
-    node.tick(2)
-    node.log.control("run.end", RUN)
-    first, second = node.feed().runs[0].nodes
-    assert (first.gpu_uj, second.gpu_uj) == (7, None)
 
 
 def test_a_snapshot_of_another_version_is_refused() -> None:

@@ -14,7 +14,15 @@ import pytest
 from joulegram_processor import native
 
 HERE = Path(__file__).parent
-PARTS = ("test_attribution.py", "test_join_columns.py", "test_machine.py", "test_select_spans.py", "test_wire.py")
+PARTS = (
+    "test_attribution.py",
+    "test_join_columns.py",
+    "test_machine.py",
+    "test_machine_energy.py",
+    "test_machine_runs.py",
+    "test_select_spans.py",
+    "test_wire.py",
+)
 
 
 def test_the_processor_passes_its_tests_without_the_native_part() -> None:
@@ -32,3 +40,10 @@ def test_the_native_part_is_built_where_it_can_be() -> None:
     if shutil.which(compiler) is None or not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         pytest.skip(f"no C compiler {compiler!r}, or no Python.h")
     assert native.BUILT
+
+
+def test_the_variable_leaves_it_aside() -> None:
+    """JOULEGRAM_NATIVE=0 is Python alone."""
+    code = "from joulegram_processor import native; print(native.LOADED, native.state())"
+    shown = subprocess.run([sys.executable, "-c", code], env={native.VARIABLE: "0"}, capture_output=True, text=True)
+    assert shown.stdout.strip() == "None off: JOULEGRAM_NATIVE is 0"

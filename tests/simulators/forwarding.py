@@ -16,10 +16,11 @@ from joulegram_sink.upstream import Destination, Upstreams
 from joulegram_sink.upstream_destination import Batching
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
     from joulegram_pipeline.records import Metadata
+    from simulators.otlp_server import OtlpServer
 
 BUDGET_S = 20.0
 AT_ONCE = Batching(flush_timeout_s=0.0)
@@ -47,6 +48,16 @@ def names(requests: Iterable[tuple[str, bytes]]) -> list[str]:
 def destination(endpoint: str, name: str = "upstream", **options: Any) -> Destination:
     """A destination that does not wait for company, and sends in order unless told otherwise."""
     return replace(Destination(name, endpoint, batching=AT_ONCE, num_consumers=1), **options)
+
+
+def to(server: OtlpServer) -> str:
+    """The endpoint of a server, over gRPC."""
+    return f"grpc://127.0.0.1:{server.port}"
+
+
+def arrived(count: int) -> Callable[[OtlpServer], bool]:
+    """Whether a server has so many spans, for its `wait_for`."""
+    return lambda server: len(names(server.taken)) == count
 
 
 def free_port() -> int:

@@ -1,9 +1,8 @@
-"""The upstream: everything arrives, or is put aside with the reason (design 2; otlp reference 1.2, 2.3)."""
+"""The upstream: everything arrives, in order, whatever is away for a while (design 2; otlp reference 1.2, 2.3)."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
 from time import monotonic
@@ -12,28 +11,14 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
 
-from joulegram_pipeline.errors import ConfigError
 from joulegram_pipeline.records import RecordKind
-from joulegram_sink.upstream_destination import Batching, Header, Retry, parse_endpoint
-from simulators.forwarding import BUDGET_S, destination, forwarding, free_port, names, request
+from joulegram_sink.upstream_destination import Batching, Header
+from simulators.forwarding import BUDGET_S, arrived, destination, forwarding, free_port, names, request, to
 from simulators.otlp_server import OtlpServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-
-
-def to(server: OtlpServer) -> str:
-    return f"grpc://127.0.0.1:{server.port}"
-
-
-def arrived(count: int) -> Callable[[OtlpServer], bool]:
-    return lambda server: len(names(server.taken)) == count
 
 
 def test_requests_of_a_signal_are_sent_as_one(tmp_path: Path) -> None:
@@ -234,153 +219,6 @@ def test_retry_info_is_honoured(tmp_path: Path, code: str) -> None:
         asyncio.run(main(server))
 
 
-def test_what_is_too_large_is_split(tmp_path: Path) -> None:
-    """RESOURCE_EXHAUSTED without RetryInfo: halves are tried, in order, until they fit."""
-    requests = [request(f"s{number}") for number in range(11)]
-
-    def judge(signal: str, data: bytes) -> grpc.StatusCode | None:
-        return grpc.StatusCode.RESOURCE_EXHAUSTED if len(names([(signal, data)])) > 3 else None
-
-    async def main(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, destination(to(server)), put=requests) as forward:
-            assert await forward.upstream.drain(BUDGET_S)
-            assert not forward.deadletter.exists()
-        assert names(server.taken) == [f"s{number}" for number in range(11)]
-
-    with OtlpServer(judge=judge) as server:
-        asyncio.run(main(server))
-
-
-def test_a_request_too_large_by_itself_is_divided(tmp_path: Path) -> None:
-    """A server's own limit: one request of many spans arrives in parts, each span once, and later batches fit."""
-    message = ExportTraceServiceRequest()
-    scope = message.resource_spans.add().scope_spans.add()
-    scope.scope.name = "lib"
-    for number in range(2000):
-        scope.spans.add(name=f"{number:05}", trace_id=bytes(16), span_id=bytes(8))
-    whole = message.SerializeToString()
-    limit = len(whole) // 3
-
-    async def main(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, destination(to(server)), put=(whole,)) as forward:
-            assert await forward.upstream.drain(BUDGET_S)
-            assert not forward.deadletter.exists()
-        assert names(server.taken) == [f"{number:05}" for number in range(2000)]
-        assert all(len(data) <= limit for _, data in server.taken)
-
-    with OtlpServer(max_recv_bytes=limit) as server:
-        asyncio.run(main(server))
-
-
-def test_a_limit_once_met_is_kept_to(tmp_path: Path) -> None:
-    """Batches that follow a refusal for size begin at what fitted, so that the same refusal does not come for ever."""
-    requests = [request(f"{number:04}" + "n" * 2000) for number in range(400)]
-    limit = 128 * 1024
-
-    async def main(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, destination(to(server)), put=requests) as forward:
-            assert await forward.upstream.drain(BUDGET_S)
-            forward.put(*requests)
-            assert await forward.upstream.drain(BUDGET_S)
-            assert forward.upstream.status()[0].tally.sent_requests == 800
-        assert b"".join(data for _, data in server.taken) == b"".join(requests * 2)
-        second = [len(data) for _, data in server.taken][-8:]
-        assert max(second) <= limit
-
-    with OtlpServer(max_recv_bytes=limit) as server:
-        asyncio.run(main(server))
-
-
-def test_one_bad_request_does_not_take_its_batch_along(tmp_path: Path) -> None:
-    """What is refused for good is put aside alone, with the reason, whole; all others arrive."""
-    requests = [request(name) for name in ("a", "b", "bad", "c", "d")]
-
-    def judge(signal: str, data: bytes) -> grpc.StatusCode | None:
-        return grpc.StatusCode.INVALID_ARGUMENT if "bad" in names([(signal, data)]) else None
-
-    async def main(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, destination(to(server))) as forward:
-            forward.put(*requests, metadata=(("x-tenant", "red"),))
-            assert await forward.upstream.drain(BUDGET_S)
-            assert forward.failures("refused") == 1
-            (said,) = forward.deadletter.glob("*-traces.json")
-            reason = json.loads(said.read_bytes())
-            assert reason["reason"] == "INVALID_ARGUMENT: told to answer INVALID_ARGUMENT"
-            assert (reason["signal"], reason["positions"]) == ("traces", [[0, 2]])
-            assert (reason["destination"], reason["metadata"]) == ("upstream", [["x-tenant", "red"]])
-            assert said.with_suffix(".bin").read_bytes() == requests[2]
-            assert {path.stat().st_mode & 0o777 for path in forward.deadletter.iterdir()} == {0o600}
-        assert names(server.taken) == ["a", "b", "c", "d"]
-
-    with OtlpServer(judge=judge) as server:
-        asyncio.run(main(server))
-
-
-@pytest.mark.parametrize("code", ["UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED"])
-def test_a_refusal_of_the_sender_is_not_split(tmp_path: Path, code: str) -> None:
-    """Where no part would fare better the batch is put aside at once, in one send."""
-    requests = [request("a"), request("b")]
-
-    async def main(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, destination(to(server)), put=requests) as forward:
-            assert await forward.upstream.drain(BUDGET_S)
-            (data,) = forward.deadletter.glob("*.bin")
-            assert data.read_bytes() == b"".join(requests)
-        assert server.calls == 1
-
-    with OtlpServer(judge=lambda signal, data: grpc.StatusCode[code]) as server:
-        asyncio.run(main(server))
-
-
-def test_what_cannot_be_put_aside_stays_in_the_outbox(tmp_path: Path) -> None:
-    """No item is ever deleted without an acknowledgement or a dead letter."""
-    (tmp_path / "deadletter").write_bytes(b"a file where the directory should be")
-
-    async def main(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, destination(to(server)), put=(request("a"),)) as forward:
-            assert not await forward.upstream.drain(0.5)
-            assert not forward.outbox.reader("upstream").is_drained
-            (tmp_path / "deadletter").unlink()
-            assert await forward.upstream.drain(BUDGET_S)
-            assert len(list(forward.deadletter.glob("*.bin"))) == 1
-
-    with OtlpServer(judge=lambda signal, data: grpc.StatusCode.PERMISSION_DENIED) as server:
-        asyncio.run(main(server))
-
-
-def test_a_set_time_gives_up_into_the_dead_letters(tmp_path: Path) -> None:
-    """Only who sets `max_elapsed_time` gives up, and what is given up is kept with the reason."""
-
-    async def main(server: OtlpServer) -> None:
-        hasty = destination(to(server), retry=Retry(initial_interval_s=0.05, max_elapsed_time_s=0.3))
-        async with forwarding(tmp_path, hasty, put=(request("a"),)) as forward:
-            assert await forward.upstream.drain(BUDGET_S)
-            assert (forward.failures("given_up"), forward.failures("refused")) == (1, 0)
-            (said,) = forward.deadletter.glob("*.json")
-            assert json.loads(said.read_bytes())["reason"].startswith("given up after 0.")
-        assert server.calls >= 3
-
-    with OtlpServer(judge=lambda signal, data: grpc.StatusCode.UNAVAILABLE) as server:
-        asyncio.run(main(server))
-
-
-def test_a_partial_success_is_counted_and_not_sent_again(tmp_path: Path) -> None:
-    """A6: clients MUST NOT retry a partial success; what it left out is counted by its number."""
-    response = ExportTraceServiceResponse()
-    response.partial_success.rejected_spans = 7
-
-    async def main(server: OtlpServer) -> None:
-        async with forwarding(tmp_path, destination(to(server)), put=(request("a"),)) as forward:
-            assert await forward.upstream.drain(BUDGET_S)
-            assert forward.failures("partial") == 1
-            (status,) = forward.upstream.status()
-            assert (status.tally.partial, status.tally.rejected_items) == (1, 7)
-        assert server.calls == 1
-
-    with OtlpServer(judge=lambda signal, data: response.SerializeToString()) as server:
-        asyncio.run(main(server))
-
-
 def test_several_sends_are_under_way_at_once(tmp_path: Path) -> None:
     """`num_consumers` of them, and the position waits for the first."""
     together = threading.Barrier(2)
@@ -421,26 +259,6 @@ def test_the_position_moves_in_order(tmp_path: Path) -> None:
         asyncio.run(main(server))
     with OtlpServer() as server:
         asyncio.run(again(server))
-
-
-def test_a_batch_that_times_out_is_made_smaller(tmp_path: Path) -> None:
-    """Over a slow link the whole never arrives in time; its halves do."""
-    requests = [request(f"s{number}") for number in range(8)]
-    waits = threading.Event()
-
-    def judge(signal: str, data: bytes) -> None:
-        if len(names([(signal, data)])) > 3:
-            waits.wait(0.6)
-
-    async def main(server: OtlpServer) -> None:
-        slow = destination(to(server), timeout_s=0.3)
-        async with forwarding(tmp_path, slow, put=requests) as forward:
-            assert await forward.upstream.drain(BUDGET_S)
-            assert forward.failures("retry") == 6, "two for the whole, two for each half"
-        assert b"".join(requests) in b"".join(data for _, data in server.taken)
-
-    with OtlpServer(judge=judge) as server:
-        asyncio.run(main(server))
 
 
 def test_gzip_on_grpc(tmp_path: Path) -> None:
@@ -506,103 +324,3 @@ def test_the_log_has_no_content_and_is_not_flooded(tmp_path: Path, caplog: pytes
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "destination 'upstream' does not take data, trying again: UNAVAILABLE" in caplog.text
     assert "secret" not in caplog.text
-
-
-GOOD_ENDPOINTS = {
-    "grpc://127.0.0.1:4317": ("grpc", "127.0.0.1:4317", "", True),
-    "grpc://[::1]:4317": ("grpc", "[::1]:4317", "", True),
-    "grpcs://collector": ("grpcs", "collector:443", "", False),
-    "http://localhost:4318/": ("http", "localhost:4318", "", True),
-    "https://otlp.example.com/base/": ("https", "otlp.example.com:443", "/base", False),
-    "http://10.0.0.7:4318": ("http", "10.0.0.7:4318", "", False),
-}
-
-
-@pytest.mark.parametrize("text", GOOD_ENDPOINTS)
-def test_endpoints(text: str) -> None:
-    """Scheme, host and port, path; and whether what is sent leaves the machine."""
-    found = parse_endpoint(text)
-    assert (found.scheme, found.target, found.path, found.is_loopback) == GOOD_ENDPOINTS[text]
-
-
-BAD_ENDPOINTS = {
-    "another scheme": "ftp://127.0.0.1:4318",
-    "no scheme": "127.0.0.1:4317",
-    "no port": "grpc://127.0.0.1",
-    "no host": "grpc://:4317",
-    "a port that is none": "grpc://127.0.0.1:otlp",
-    "a port out of range": "http://127.0.0.1:70000",
-    "a path on gRPC": "grpc://127.0.0.1:4317/v1/traces",
-    "a query": "http://127.0.0.1:4318/?a=b",
-    "a space": "http://127.0.0.1 :4318",
-    "nothing": "",
-}
-
-
-@pytest.mark.parametrize("endpoint", BAD_ENDPOINTS.values(), ids=BAD_ENDPOINTS.keys())
-def test_a_bad_endpoint_is_a_config_error(tmp_path: Path, endpoint: str) -> None:
-    """The error names the key, quotes the value and says what may stand there."""
-
-    async def main() -> None:
-        with pytest.raises(ConfigError, match="expected grpc://host:port or http://host:port") as error:
-            async with forwarding(tmp_path, destination(endpoint)):
-                pass
-        assert (error.value.key, error.value.got) == ("upstream.endpoint", endpoint)
-
-    asyncio.run(main())
-
-
-def test_credentials_in_an_endpoint_are_refused_and_not_repeated() -> None:
-    """They belong into a header, which is never shown (S0-63)."""
-    with pytest.raises(ConfigError, match=r"got 'http://\.\.\.@collector:4318'") as error:
-        parse_endpoint("http://alice:hunter2@collector:4318")
-    assert "hunter2" not in str(error.value)
-
-
-BAD_HEADERS = {
-    "upper case": Header("X-Tenant", "red"),
-    "of the transport": Header("content-type", "text/plain"),
-    "binary": Header("x-trace-bin", "00"),
-    "of gRPC": Header("grpc-timeout", "1S"),
-    "a line feed": Header("x-tenant", "hunter2\nx-admin: yes"),
-    "not ASCII": Header("x-tenant", "hunter2\u00e9"),
-    "a prefix of two lines": Header("x-tenant", "hunter2", prefix="a\n"),
-}
-
-
-@pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS.keys())
-def test_a_bad_header_is_a_config_error_that_does_not_show_it(tmp_path: Path, header: Header) -> None:
-    """The key is quoted, the value is not."""
-
-    async def main() -> None:
-        with pytest.raises(ConfigError, match=rf"upstream\.headers\.{header.name}: got") as error:
-            async with forwarding(tmp_path, destination("grpc://127.0.0.1:1", headers=(header,))):
-                pass
-        assert "hunter2" not in str(error.value)
-
-    asyncio.run(main())
-
-
-def test_a_header_file_must_be_there_at_the_start(tmp_path: Path) -> None:
-    """Later it may be away for a moment; at the start its absence is a mistake."""
-
-    async def main(path: Path) -> None:
-        header = Header("authorization", file=path)
-        with pytest.raises(ConfigError, match=r"upstream\.headers\.authorization\.file: got '.*expected a file of one"):
-            async with forwarding(tmp_path, destination("grpc://127.0.0.1:1", headers=(header,))):
-                pass
-
-    asyncio.run(main(tmp_path / "absent"))
-    (tmp_path / "two").write_text("one\ntwo\n")
-    asyncio.run(main(tmp_path / "two"))
-
-
-def test_grpc_has_no_zstd(tmp_path: Path) -> None:
-    """The library offers gzip alone: said at the start, with the key."""
-
-    async def main() -> None:
-        with pytest.raises(ConfigError, match=r"upstream\.compression: got 'zstd', expected none or gzip"):
-            async with forwarding(tmp_path, destination("grpc://127.0.0.1:1", compression="zstd")):
-                pass
-
-    asyncio.run(main())
