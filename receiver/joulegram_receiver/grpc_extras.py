@@ -1,6 +1,6 @@
 """What a gRPC port answers beside OTLP: `grpc.health.v1`, and reflection where it is switched on.
 
-Each is given to the receiver before its server starts: ``services=[health.add_to, add_reflection]``.
+Each is given to the receiver as more methods: ``methods=health.methods() | reflection_methods()``.
 """
 
 from __future__ import annotations
@@ -8,11 +8,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2
+
+from joulegram_pipeline.errors import WireError
+from joulegram_receiver.grpc_methods import CallRefusedError, Streaming, Unary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from joulegram_receiver.admission import Hold
+    from joulegram_receiver.grpc_methods import Method, Talk
+    from joulegram_receiver.http2_head import Head
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 OTLP_SERVICES = (
@@ -42,15 +50,9 @@ class Health:
         self._changed = asyncio.Event()
         self._watchers = 0
 
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Serve it there; before the server starts."""
-        to_bytes = health_pb2.HealthCheckResponse.SerializeToString
-        from_bytes = health_pb2.HealthCheckRequest.FromString
-        handlers = {
-            "Check": grpc.unary_unary_rpc_method_handler(self._check, from_bytes, to_bytes),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, from_bytes, to_bytes),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH_SERVICE, handlers),))
+    def methods(self) -> dict[str, Method]:
+        """Check and Watch, by their paths."""
+        return {f"/{HEALTH_SERVICE}/Check": Unary(self._check), f"/{HEALTH_SERVICE}/Watch": Streaming(self._watch)}
 
     def set_serving(self, serving: bool) -> None:
         """Answer SERVING or NOT_SERVING from now on, and tell those who watch."""
@@ -74,28 +76,33 @@ class Health:
             return kinds.SERVICE_UNKNOWN
         return kinds.SERVING if self._serving else kinds.NOT_SERVING
 
-    async def _check(self, request: Any, context: Any) -> Any:
-        if request.service not in self._known:
+    async def _check(self, request: bytes, head: Head, hold: Hold) -> bytes:
+        del head, hold
+        service = _service_of(request)
+        if service not in self._known:
             expected = ", ".join(sorted(self._known - {""}))
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND,
-                f"service: got {request.service[:100]!r}, expected '' or one of {expected}",
+            raise CallRefusedError(
+                code_pb2.NOT_FOUND, f"service: got {service[:100]!r}, expected '' or one of {expected}"
             )
-        return health_pb2.HealthCheckResponse(status=self._status(request.service))
+        return self._answer(self._status(service))
 
-    async def _watch(self, request: Any, context: Any) -> None:
+    async def _watch(self, talk: Talk) -> None:
+        request = await talk.receive()
+        if request is None:
+            raise CallRefusedError(code_pb2.UNIMPLEMENTED, "got no message, expected one")
+        service = _service_of(request)
         if self._watchers >= _MAX_WATCHERS:
-            await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
+            raise CallRefusedError(
+                code_pb2.RESOURCE_EXHAUSTED,
                 f"got one Watch more than {_MAX_WATCHERS}, expected fewer; Check has no limit",
             )
         self._watchers += 1
         try:
             last: Any = None
             while True:
-                changed, status = self._changed, self._status(request.service)
+                changed, status = self._changed, self._status(service)
                 if status != last:
-                    await context.write(health_pb2.HealthCheckResponse(status=status))
+                    await talk.send(self._answer(status))
                     last = status
                 elif self._closed:
                     return
@@ -104,11 +111,23 @@ class Health:
         finally:
             self._watchers -= 1
 
+    @staticmethod
+    def _answer(status: Any) -> bytes:
+        encoded: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+        return encoded
 
-def add_reflection(server: grpc.aio.Server) -> None:
-    """Serve `grpc.reflection.v1alpha` there, before the server starts, so that tools can ask for the services."""
-    # Here, because few switch it on and it has the descriptors of everything in memory.
-    from grpc_reflection.v1alpha import reflection  # noqa: PLC0415
+
+def _service_of(request: bytes) -> str:
+    try:
+        return str(health_pb2.HealthCheckRequest.FromString(request).service)
+    except DecodeError as error:
+        raise WireError(f"got {len(request)} bytes, expected a {HEALTH_SERVICE} request: {error}") from error
+
+
+def reflection_methods() -> dict[str, Method]:
+    """`grpc.reflection.v1alpha`, so that tools can ask for the services."""
+    # Here, because few switch it on and it has the descriptors of everything, and grpcio, in memory.
+    from grpc_reflection.v1alpha import reflection, reflection_pb2  # noqa: PLC0415
     from opentelemetry.proto.collector.logs.v1 import logs_service_pb2  # noqa: F401, PLC0415
     from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2  # noqa: F401, PLC0415
     from opentelemetry.proto.collector.profiles.v1development import (  # noqa: PLC0415
@@ -116,4 +135,15 @@ def add_reflection(server: grpc.aio.Server) -> None:
     )
     from opentelemetry.proto.collector.trace.v1 import trace_service_pb2  # noqa: F401, PLC0415
 
-    reflection.enable_server_reflection((*OTLP_SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+    servicer: Any = reflection.ReflectionServicer((*OTLP_SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME))
+
+    async def info(talk: Talk) -> None:
+        while (request := await talk.receive()) is not None:
+            try:
+                asked = reflection_pb2.ServerReflectionRequest.FromString(request)
+            except DecodeError as error:
+                raise WireError(f"got {len(request)} bytes, expected a reflection request: {error}") from error
+            for answer in servicer.ServerReflectionInfo(iter([asked]), None):
+                await talk.send(answer.SerializeToString())
+
+    return {f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": Streaming(info)}

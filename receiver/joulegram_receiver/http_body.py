@@ -152,15 +152,15 @@ _DECODERS: Final[dict[str, Callable[[], Decoder]]] = {
 }
 
 
-def decoder_for(content_encoding: str) -> Decoder:
-    """What undoes a ``Content-Encoding``.
+def decoder_for(content_encoding: str, field: str = "content-encoding") -> Decoder:
+    """What undoes a ``Content-Encoding``, or what another header field of that kind says.
 
     Raises:
         MediaTypeError: nothing here does.
     """
     make = _DECODERS.get(content_encoding.strip().lower())
     if make is None:
-        raise MediaTypeError(f"content-encoding: got {content_encoding!r}, expected gzip, zstd, deflate or none")
+        raise MediaTypeError(f"{field}: got {content_encoding!r}, expected gzip, zstd, deflate or none")
     return make()
 
 
@@ -188,6 +188,26 @@ async def read_body(receive: Any, decoder: Decoder, hold: Hold, *, max_bytes: in
         raise SlowSenderError(f"got {hold.size} bytes of a body in {timeout_s:g} s, expected all of it") from error
 
 
+async def inflate(data: bytes, decoder: Decoder, hold: Hold, max_bytes: int) -> bytes:
+    """Bytes that are there whole, decompressed.
+
+    Args:
+        data: as they came.
+        decoder: of their coding.
+        hold: grows with what is kept.
+        max_bytes: there may be, decompressed.
+
+    Raises:
+        TooLargeError: there are more.
+        WireError: they cannot be decompressed.
+        OverloadError: there is no room for them now.
+    """
+    out = BytesIO()
+    await _append(data, decoder, out, hold, max_bytes)
+    decoder.close()
+    return out.getvalue()
+
+
 async def _read(receive: Any, decoder: Decoder, hold: Hold, max_bytes: int) -> bytes:
     out = BytesIO()
     received = 0
@@ -203,16 +223,20 @@ async def _read(receive: Any, decoder: Decoder, hold: Hold, max_bytes: int) -> b
             raise TooLargeError(f"got a body of more than {max_bytes} bytes, expected at most that")
         if not data:
             continue
-        decoder.push(data)
-        done = False
-        while not done:
-            done = await _pull(decoder, out, max_bytes + 1)
-            size = out.tell()
-            if size > max_bytes:
-                raise TooLargeError(f"got a body of more than {max_bytes} bytes decompressed, expected at most that")
-            hold.grow(size - hold.size)
+        await _append(data, decoder, out, hold, max_bytes)
     decoder.close()
     return out.getvalue()
+
+
+async def _append(data: bytes, decoder: Decoder, out: BytesIO, hold: Hold, max_bytes: int) -> None:
+    decoder.push(data)
+    done = False
+    while not done:
+        done = await _pull(decoder, out, max_bytes + 1)
+        size = out.tell()
+        if size > max_bytes:
+            raise TooLargeError(f"got a body of more than {max_bytes} bytes decompressed, expected at most that")
+        hold.grow(max(0, size - hold.size))
 
 
 async def _pull(decoder: Decoder, out: BytesIO, stop: int) -> bool:

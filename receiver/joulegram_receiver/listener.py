@@ -1,4 +1,4 @@
-"""Where a server listens: TCP and Unix addresses, read, checked before gRPC binds them, and bound for HTTP.
+"""Where a server listens: TCP and Unix addresses, read, checked and bound.
 
 Invariants:
     * two processes never share a port or a socket file in silence;
@@ -43,13 +43,8 @@ class TcpAddress:
     host: str
     port: int
 
-    @property
-    def grpc_target(self) -> str:
-        """As `add_insecure_port` and `add_secure_port` take it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
     def __str__(self) -> str:
-        return self.grpc_target
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +53,8 @@ class UnixAddress:
 
     path: Path
 
-    @property
-    def grpc_target(self) -> str:
-        """As `add_insecure_port` and `add_secure_port` take it."""
-        return f"unix:{self.path}"
-
     def __str__(self) -> str:
-        return self.grpc_target
+        return f"unix:{self.path}"
 
 
 Address: TypeAlias = TcpAddress | UnixAddress
@@ -124,9 +114,9 @@ def plaintext_warning(address: Address, key: str, *, tls: bool) -> str | None:
 
 
 def check_free(address: Address, key: str) -> None:
-    """Make sure that all of an endpoint can be bound; gRPC is content with one of its addresses and never says why.
+    """Make sure that all of an endpoint can be bound, every address of its host.
 
-    A socket file that nobody answers is deleted: gRPC deletes any before it binds, one in use too.
+    A socket file that nobody answers is deleted.
 
     Raises:
         ConfigError: not an address of this machine, or not one this process may use.
@@ -143,12 +133,6 @@ def check_free(address: Address, key: str) -> None:
     if len(refusals) == len(addresses):
         expected = f"an address this process may listen on ({refusals[0].strerror})"
         raise ConfigError(key, str(address), expected) from refusals[0]
-
-
-def set_unix_mode(address: Address, mode: int = UNIX_MODE) -> None:
-    """Give the socket file that gRPC has bound its mode; nothing to do for TCP."""
-    if isinstance(address, UnixAddress):
-        address.path.chmod(mode)
 
 
 @contextlib.contextmanager

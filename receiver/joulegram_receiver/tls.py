@@ -16,11 +16,9 @@ import ssl
 import stat
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
-
-import grpc
 
 from joulegram_pipeline.errors import ConfigError
 
@@ -138,7 +136,7 @@ class TlsFiles:
         cert_file: the server's certificate, then the chain to its authority.
         key_file: its key, without a passphrase.
         client_ca_file: authorities whose clients are let in (mTLS); None asks clients for nothing.
-        min_version: the oldest TLS that is spoken; grpcio knows only 1.2.
+        min_version: the oldest TLS that is spoken.
         reload_interval_s: how long the files are not looked at again.
     """
 
@@ -153,15 +151,12 @@ class TlsFiles:
 class _Material:
     """One version of the files, checked."""
 
-    cert_pem: bytes
-    key_pem: bytes = field(repr=False)
-    client_ca_pem: bytes | None
     expires: datetime
     context: ssl.SSLContext
 
 
 class Certificates:
-    """The certificates of one listener, in the two forms that servers take.
+    """The certificates of one listener.
 
     Args:
         files: where they are.
@@ -188,36 +183,13 @@ class Certificates:
         """
         return (self._followed.current().expires - datetime.now(UTC)).total_seconds() / _DAY_S
 
-    def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For `add_secure_port`; each handshake is given the newest version.
+    def ssl_context(self, alpn: str = "http/1.1") -> ssl.SSLContext:
+        """For a listener; each handshake is given the newest version, its client authorities included.
 
-        Raises:
-            ConfigError: `min_version` is one that grpcio cannot hold.
+        Args:
+            alpn: what is spoken there, as ALPN names it: ``http/1.1``, or ``h2`` for gRPC.
         """
-        if self._files.min_version != "1.2":
-            raise ConfigError(
-                f"{self._key}.min_version",
-                self._files.min_version,
-                "'1.2' for gRPC, which has no switch for it (1.3 is spoken with every client that can)",
-            )
-        given = self._followed.current()
-
-        # Any, because the stubs do not know that None says "unchanged".
-        def fetch() -> Any:
-            nonlocal given
-            newest = self._followed.current()
-            if newest is given:
-                return None
-            given = newest
-            return _grpc_configuration(newest)
-
-        return grpc.dynamic_ssl_server_credentials(
-            _grpc_configuration(given), fetch, require_client_authentication=given.client_ca_pem is not None
-        )
-
-    def ssl_context(self) -> ssl.SSLContext:
-        """For an HTTP/1.1 listener; each handshake is given the newest version, its client authorities included."""
-        return _FollowingContext.of(self._followed)
+        return _FollowingContext.of(self._followed, alpn)
 
 
 class _FollowingContext(ssl.SSLContext):
@@ -228,18 +200,25 @@ class _FollowingContext(ssl.SSLContext):
     """
 
     _followed: Followed[_Material]
+    _alpn: str
 
     @classmethod
-    def of(cls, followed: Followed[_Material]) -> _FollowingContext:
+    def of(cls, followed: Followed[_Material], alpn: str) -> _FollowingContext:
         context = cls(ssl.PROTOCOL_TLS_SERVER)
         context._followed = followed
+        context._alpn = alpn
         return context
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        return self._followed.current().context.wrap_bio(*arguments, **options)
+        return self._current().wrap_bio(*arguments, **options)
 
     def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
-        return self._followed.current().context.wrap_socket(*arguments, **options)
+        return self._current().wrap_socket(*arguments, **options)
+
+    def _current(self) -> ssl.SSLContext:
+        context = self._followed.current().context
+        context.set_alpn_protocols([self._alpn])
+        return context
 
 
 def _read(files: TlsFiles, key: str) -> _Material:
@@ -268,7 +247,6 @@ def _read(files: TlsFiles, key: str) -> _Material:
     if not belongs:
         expected = f"the key of the first certificate in {str(files.cert_file)!r}"
         raise ConfigError(f"{key}.key_file", str(files.key_file), expected)
-    client_ca_pem = None
     if files.client_ca_file is not None:
         client_ca_pem = _bytes(files.client_ca_file, f"{key}.client_ca_file")
         _certificates(client_ca_pem, files.client_ca_file, f"{key}.client_ca_file")
@@ -276,7 +254,7 @@ def _read(files: TlsFiles, key: str) -> _Material:
         context = _context(files)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{key}.cert_file", str(files.cert_file), f"a certificate TLS takes ({error})") from error
-    return _Material(cert_pem, key_pem, client_ca_pem, min(each.not_valid_after_utc for each in chain), context)
+    return _Material(min(each.not_valid_after_utc for each in chain), context)
 
 
 def _bytes(path: Path, key: str) -> bytes:
@@ -298,15 +276,8 @@ def _certificates(pem: bytes, path: Path, key: str) -> list[x509.Certificate]:
 def _context(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[files.min_version]
-    context.set_alpn_protocols(["http/1.1"])
     context.load_cert_chain(files.cert_file, files.key_file)
     if files.client_ca_file is not None:
         context.load_verify_locations(cafile=files.client_ca_file)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def _grpc_configuration(material: _Material) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration(
-        [(material.key_pem, material.cert_pem)], root_certificates=material.client_ca_pem
-    )

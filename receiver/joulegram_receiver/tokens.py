@@ -14,10 +14,10 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from google.rpc import code_pb2, status_pb2
 
 from joulegram_pipeline.errors import ConfigError
+from joulegram_receiver.grpc_methods import CallRefusedError
 from joulegram_receiver.tls import Followed, warn_if_world_readable
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from joulegram_pipeline.metrics import Metrics
+    from joulegram_receiver.http2_head import Head
 
     App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
     """An ASGI application."""
@@ -34,7 +35,7 @@ _TOKEN = re.compile(rb"[A-Za-z0-9\-._~+/]+=*")
 
 _HEADER = re.compile(rb"bearer +([A-Za-z0-9\-._~+/]+=*) *", re.IGNORECASE)
 _CHALLENGE = b'Bearer realm="joulegram"'
-_OPEN_METHODS = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
+_OPEN_METHODS = frozenset({b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"})
 """What probes ask: whether this serves, which any who connects can tell."""
 
 _SIGNALS = (("trace", "traces"), ("metrics", "metrics"), ("logs", "logs"), ("profiles", "profiles"))
@@ -84,38 +85,24 @@ class TokenFile:
         return None if known else "got a bearer token that is not known here, expected one of this receiver's"
 
 
-class BearerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """UNAUTHENTICATED for calls without a known token, health checks aside.
+def bearer_calls(tokens: TokenFile, metrics: Metrics) -> Callable[[Head], CallRefusedError | None]:
+    """What lets gRPC calls in: UNAUTHENTICATED for those without a known token, health checks aside.
 
     Args:
         tokens: those known.
         metrics: refused_requests, reason ``unauthenticated``.
     """
 
-    def __init__(self, tokens: TokenFile, metrics: Metrics) -> None:
-        self._tokens = tokens
-        self._metrics = metrics
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[Any], Awaitable[Any]],
-        handler_call_details: Any,
-    ) -> Any:
-        """The handler of a call that may come in, else one that refuses it."""
-        method = handler_call_details.method
-        if method in _OPEN_METHODS:
-            return await continuation(handler_call_details)
-        metadata = handler_call_details.invocation_metadata or ()
-        refusal = self._tokens.refusal(value for key, value in metadata if key == "authorization")
+    def authorize(head: Head) -> CallRefusedError | None:
+        if head.path in _OPEN_METHODS:
+            return None
+        refusal = tokens.refusal(value for key, value in head.fields if key == b"authorization")
         if refusal is None:
-            return await continuation(handler_call_details)
-        self._metrics.refused_requests.labels(_signal(method), "unauthenticated").inc()
+            return None
+        metrics.refused_requests.labels(_signal(head.path.decode("latin-1")), "unauthenticated").inc()
+        return CallRefusedError(code_pb2.UNAUTHENTICATED, refusal)
 
-        async def refuse(_messages: Any, context: Any) -> None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, refusal)
-
-        # As a stream, because a unary handler would begin only when the whole message had been read.
-        return grpc.stream_unary_rpc_method_handler(refuse)
+    return authorize
 
 
 def bearer_app(app: App, tokens: TokenFile, metrics: Metrics) -> App:

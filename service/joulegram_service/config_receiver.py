@@ -30,14 +30,8 @@ from joulegram_service.config_types import (
 _MIB = 1 << 20
 
 
-def _grpc_version(value: object) -> object:
-    # 1.2 without quotes is a number of YAML.
-    if str(value) != "1.2":
-        raise ValueError("'1.2', the one minimum that gRPC knows here (1.3 is spoken with every client that can)")
-    return "1.2"
-
-
-def _http_version(value: object) -> object:
+def _tls_version(value: object) -> object:
+    # Without quotes they are numbers of YAML.
     if str(value) not in {"1.2", "1.3"}:
         raise ValueError("'1.2' or '1.3'")
     return str(value)
@@ -49,14 +43,8 @@ class TlsConfig(Section):
     cert_file: FilePath
     key_file: FilePath
     client_ca_file: FilePath | None = None
-    min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(_http_version)] = "1.2"
+    min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(_tls_version)] = "1.2"
     reload_interval: PositiveDuration = 10 * 10**9
-
-
-class GrpcTlsConfig(TlsConfig):
-    """The same for gRPC, whose oldest TLS cannot be set."""
-
-    min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(_grpc_version)] = "1.2"
 
 
 class AuthConfig(Section):
@@ -68,7 +56,7 @@ class AuthConfig(Section):
 class ServerParametersConfig(Section):
     """When a server ends connections, and looks whether the client still lives; as grpc-go's ServerParameters.
 
-    What is None is left to gRPC: connections of any age and idleness, a ping after 2 h, 20 s for its answer.
+    What is None is not done: connections of any age and idleness, and the kernel (TCP keepalive) looks after the dead.
     """
 
     max_connection_idle: PositiveDuration | None = None
@@ -88,10 +76,11 @@ class GrpcConfig(Section):
     """The OTLP/gRPC listener."""
 
     endpoint: Listen = "127.0.0.1:4317"
-    tls: GrpcTlsConfig | None = None
+    tls: TlsConfig | None = None
     auth: AuthConfig | None = None
     max_recv_msg_size_mib: Mebibytes = 64
     max_concurrent_streams: Count = 1024
+    max_connections: Count = 1024
     keepalive: KeepaliveConfig = KeepaliveConfig()
     reflection: Switch = False
 

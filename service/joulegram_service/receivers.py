@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from joulegram_receiver.admission import Admission
 from joulegram_receiver.cors import CorsRules, cors_app
-from joulegram_receiver.grpc_extras import Health, add_reflection
-from joulegram_receiver.grpc_server import MAX_CONCURRENT_STREAMS, GrpcReceiver, Keepalive
+from joulegram_receiver.grpc_extras import Health, reflection_methods
+from joulegram_receiver.grpc_server import GrpcReceiver
+from joulegram_receiver.http2_life import Http2Limits
 from joulegram_receiver.http_protocol import HEADER_TIMEOUT_S, ConnectionLimits
 from joulegram_receiver.http_server import HttpReceiver
 from joulegram_receiver.intake import Intake
 from joulegram_receiver.listener import parse_endpoint, plaintext_warning
 from joulegram_receiver.tls import Certificates, TlsFiles
-from joulegram_receiver.tokens import BearerInterceptor, TokenFile, bearer_app
+from joulegram_receiver.tokens import TokenFile, bearer_app, bearer_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _GRPC = "receiver.protocols.grpc"
 _HTTP = "receiver.protocols.http"
+_PING_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,28 +85,29 @@ def build_receivers(
 
     max_recv_bytes = of_grpc.max_recv_msg_size_mib << 20
     health = Health()
-    credentials = None
+    context = None
     if of_grpc.tls is not None:
-        credentials = _certificates(of_grpc.tls, "grpc", f"{_GRPC}.tls", metrics).grpc_credentials()
+        context = _certificates(of_grpc.tls, "grpc", f"{_GRPC}.tls", metrics).ssl_context("h2")
     life = of_grpc.keepalive.server_parameters
     grpc = GrpcReceiver(
         of_grpc.endpoint,
         intake(max_recv_bytes),
         metrics,
-        credentials=credentials,
-        interceptors=[]
+        ssl_context=context,
+        authorize=None
         if of_grpc.auth is None
-        else [BearerInterceptor(_tokens(of_grpc.auth, f"{_GRPC}.auth", metrics), metrics)],
-        services=[health.add_to, *([add_reflection] if of_grpc.reflection else [])],
+        else bearer_calls(_tokens(of_grpc.auth, f"{_GRPC}.auth", metrics), metrics),
+        methods=health.methods() | (reflection_methods() if of_grpc.reflection else {}),
         max_recv_bytes=max_recv_bytes,
-        max_concurrent_streams=of_grpc.max_concurrent_streams or MAX_CONCURRENT_STREAMS,
-        keepalive=Keepalive(
-            max_connection_age_s=_seconds(life.max_connection_age),
-            max_connection_age_grace_s=_seconds(life.max_connection_age_grace),
-            max_connection_idle_s=_seconds(life.max_connection_idle),
-            time_s=_seconds(life.time),
-            timeout_s=_seconds(life.timeout),
+        limits=Http2Limits(
+            max_streams=of_grpc.max_concurrent_streams,
+            max_age_s=_seconds(life.max_connection_age),
+            max_age_grace_s=_seconds(life.max_connection_age_grace),
+            max_idle_s=_seconds(life.max_connection_idle),
+            ping_s=_seconds(life.time),
+            ping_timeout_s=_seconds(life.timeout) or _PING_TIMEOUT_S,
         ),
+        max_connections=of_grpc.max_connections,
     )
     http = None if of_http.endpoint is None else _http(of_http, of_http.endpoint, intake, metrics)
     warnings = [_plaintext(of_grpc.endpoint, _GRPC, of_grpc.tls)]

@@ -6,11 +6,11 @@ import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc
-
 from joulegram_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    import grpc
+
     from joulegram_sink.upstream_destination import Tls
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
@@ -76,6 +76,8 @@ def channel_credentials(tls: Tls, key: str) -> grpc.ChannelCredentials:
     Raises:
         ConfigError: as `client_context`, or a `min_version` that gRPC cannot promise.
     """
+    import grpc  # noqa: PLC0415 - as in upstream_transport
+
     client_context(tls, key)
     if tls.min_version != "1.2":
         raise ConfigError(

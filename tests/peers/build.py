@@ -62,6 +62,7 @@ GO_PEERS = {
         "telemetrygen", "github.com/open-telemetry/opentelemetry-collector-contrib/cmd/telemetrygen"
     ),
     "grpcurl": GoPeer("grpcurl", "github.com/fullstorydev/grpcurl/cmd/grpcurl"),
+    "h2spec": GoPeer("h2spec", "github.com/summerwind/h2spec/cmd/h2spec"),
 }
 
 

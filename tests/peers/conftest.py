@@ -38,6 +38,12 @@ def grpcurl() -> Path:
 
 
 @pytest.fixture(scope="session")
+def h2spec() -> Path:
+    """The conformance tests of HTTP/2."""
+    return _program("h2spec")
+
+
+@pytest.fixture(scope="session")
 def json_python() -> Path:
     """A Python with the JSON exporter."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from joulegram_receiver import grpc_extras
-from joulegram_receiver.grpc_extras import HEALTH_SERVICE, OTLP_SERVICES, Health, add_reflection
+from joulegram_receiver.grpc_extras import HEALTH_SERVICE, OTLP_SERVICES, Health, reflection_methods
+from simulators import grpc_methods
 from simulators.otlp_server import SERVICES
 from simulators.sidecar import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Mapping
+
+    from joulegram_receiver.grpc_methods import Method
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -26,15 +30,12 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 @asynccontextmanager
-async def serving(*services: Callable[[grpc.aio.Server], object]) -> AsyncIterator[grpc.aio.Channel]:
-    server = grpc.aio.server()
-    port = server.add_insecure_port("127.0.0.1:0")
-    for add in services:
-        add(server)
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+async def serving(methods: Mapping[str, Method]) -> AsyncIterator[grpc.aio.Channel]:
+    async with (
+        grpc_methods.serving(methods) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
         yield channel
-    await server.stop(None)
 
 
 def asked(service: str = "") -> Any:
@@ -51,7 +52,7 @@ def test_check_follows_what_is_said() -> None:
 
     async def main() -> None:
         health = Health()
-        async with serving(health.add_to) as channel:
+        async with serving(health.methods()) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             for serves, status in ((None, NOT_SERVING), (True, SERVING), (False, NOT_SERVING), (True, SERVING)):
                 if serves is not None:
@@ -71,7 +72,7 @@ def test_watch_tells_of_every_change() -> None:
 
     async def main() -> None:
         health = Health()
-        async with serving(health.add_to) as channel:
+        async with serving(health.methods()) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             calls = [stub.Watch(asked(service), timeout=8) for service in ("", OTLP_SERVICES[0])]
             unknown = stub.Watch(asked("no.Service"), timeout=8)
@@ -92,23 +93,21 @@ def test_close_ends_those_who_watch_so_that_a_stop_is_quick() -> None:
 
     async def main() -> None:
         health = Health()
-        server = grpc.aio.server()
-        port = server.add_insecure_port("127.0.0.1:0")
-        health.add_to(server)
-        await server.start()
         health.set_serving(True)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            call = stub.Watch(asked(), timeout=8)
-            answers = aiter(call)
-            assert (await anext(answers)).status == SERVING
-            health.close()
-            health.set_serving(True)
-            begun = time.monotonic()
-            await server.stop(5)
-            assert time.monotonic() - begun < 2
-            assert [each.status async for each in answers] == [NOT_SERVING]
-            assert await call.code() is grpc.StatusCode.OK
+        async with contextlib.AsyncExitStack() as stack:
+            server = await stack.enter_async_context(grpc_methods.serving(health.methods()))
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                stub: Any = health_pb2_grpc.HealthStub(channel)
+                call = stub.Watch(asked(), timeout=8)
+                answers = aiter(call)
+                assert (await anext(answers)).status == SERVING
+                health.close()
+                health.set_serving(True)
+                begun = time.monotonic()
+                await stack.aclose()
+                assert time.monotonic() - begun < 2
+                assert [each.status async for each in answers] == [NOT_SERVING]
+                assert await call.code() is grpc.StatusCode.OK
 
     asyncio.run(main())
 
@@ -119,7 +118,7 @@ def test_those_who_watch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def main() -> None:
         health = Health()
-        async with serving(health.add_to) as channel:
+        async with serving(health.methods()) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             calls = [stub.Watch(asked(), timeout=8) for _ in range(2)]
             for call in calls:
@@ -143,7 +142,7 @@ def test_reflection_names_the_services_and_their_files() -> None:
     """What grpcurl asks: the list, and the file of each service, profiles included."""
 
     async def main() -> None:
-        async with serving(Health().add_to, add_reflection) as channel:
+        async with serving(Health().methods() | reflection_methods()) as channel:
             stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
             request = reflection_pb2.ServerReflectionRequest
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -30,15 +30,20 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
 from joulegram_pipeline.wal import WriteAheadLog
 from joulegram_receiver.admission import Admission
-from joulegram_receiver.grpc_server import GrpcReceiver, Keepalive
+from joulegram_receiver.grpc_methods import CallRefusedError
+from joulegram_receiver.grpc_server import GrpcReceiver
+from joulegram_receiver.http2_life import Http2Limits
 from joulegram_receiver.intake import Intake
 from joulegram_receiver.spool import Spool
+from simulators.grpc_methods import ECHO
 from simulators.otlp_server import SERVICES
 from simulators.receivers import BY_NAME, requests
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from joulegram_receiver.http2_head import Head
 
 
 class Running:
@@ -439,35 +444,24 @@ def test_retry_info_grows_with_the_backlog(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_services_and_interceptors_are_added(tmp_path: Path) -> None:
+def test_methods_and_access_control_are_added(tmp_path: Path) -> None:
     """Health and access control go beside and around what is here."""
 
-    class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-        async def intercept_service(self, continuation: Any, details: Any) -> Any:
-            if dict(details.invocation_metadata).get("x-token") == "right":
-                return await continuation(details)
-
-            async def refuse(request: bytes, context: Any) -> None:
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
-
-            return grpc.unary_unary_rpc_method_handler(refuse)
-
-    def add(server: grpc.aio.Server) -> None:
-        async def say(request: bytes, context: Any) -> bytes:
-            return request * 2
-
-        handler = grpc.method_handlers_generic_handler("more.Echo", {"Say": grpc.unary_unary_rpc_method_handler(say)})
-        server.add_generic_rpc_handlers((handler,))
+    def gate(head: Head) -> CallRefusedError | None:
+        if head.get(b"x-token") == b"right":
+            return None
+        return CallRefusedError(code_pb2.UNAUTHENTICATED, "no token: 100 % refused, é")
 
     async def main() -> None:
-        async with running(tmp_path, services=[add], interceptors=[Gate()]) as client:
+        async with running(tmp_path, methods={"/more.Echo/Say": ECHO}, authorize=gate) as client:
             right = (("x-token", "right"),)
             echo = client.channel.unary_unary("/more.Echo/Say", None, None)
-            assert await echo(b"ab", metadata=right) == b"abab"
+            assert await echo(b"ab", metadata=right) == b"ab"
             assert await client.export(traces(span()), metadata=right) == b""
             with pytest.raises(grpc.aio.AioRpcError) as refusal:
                 await client.export(traces(span()))
             assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert refusal.value.details() == "no token: 100 % refused, é"
 
     asyncio.run(main())
 
@@ -490,21 +484,12 @@ def test_a_unix_socket_is_served(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_keepalive_is_said_in_the_words_of_grpc() -> None:
-    """Milliseconds; what is not set is left to gRPC."""
-    assert Keepalive().options() == []
-    assert Keepalive(max_connection_age_s=1.5, time_s=30).options() == [
-        ("grpc.max_connection_age_ms", 1500),
-        ("grpc.keepalive_time_ms", 30000),
-    ]
-
-
 def test_an_aged_connection_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
     """max_connection_age: the client connects anew, and every call is answered."""
 
     async def main() -> None:
-        age = Keepalive(max_connection_age_s=0.2, max_connection_age_grace_s=5)
-        async with running(tmp_path, keepalive=age) as client:
+        age = Http2Limits(max_age_s=0.2, max_age_grace_s=5)
+        async with running(tmp_path, limits=age) as client:
             until = asyncio.get_running_loop().time() + 1
             sent = 0
             while asyncio.get_running_loop().time() < until:

@@ -8,7 +8,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +21,6 @@ from joulegram_receiver.listener import (
     listening,
     parse_endpoint,
     plaintext_warning,
-    set_unix_mode,
 )
 
 KEY = "receiver.protocols.http.endpoint"
@@ -41,9 +39,9 @@ ENDPOINTS = {
 
 @pytest.mark.parametrize(("endpoint", "expected"), ENDPOINTS.items(), ids=list(ENDPOINTS))
 def test_an_endpoint_is_read(endpoint: str, expected: tuple[Any, str]) -> None:
-    """Its parts, and the target gRPC is given."""
+    """Its parts, and how it is said."""
     address = parse_endpoint(endpoint, KEY)
-    assert (address, address.grpc_target) == expected
+    assert (address, str(address)) == expected
 
 
 BAD = {
@@ -251,34 +249,8 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path, name: str, expected: st
     assert (tmp_path / "folder").is_dir()
 
 
-def test_grpc_takes_the_checked_address(tmp_path: Path) -> None:
-    """Checked, bound and served; the next check finds it busy, and gRPC deletes the file at its stop."""
-    address = UnixAddress(tmp_path / "otlp.sock")
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(address.path))
-
-    async def main() -> None:
-        check_free(address, KEY)
-        assert not address.path.exists()
-        server = grpc.aio.server()
-        server.add_insecure_port(address.grpc_target)
-        set_unix_mode(address)
-        await server.start()
-        assert address.path.stat().st_mode & 0o777 == 0o660
-        with pytest.raises(BusyError):
-            await asyncio.to_thread(check_free, address, KEY)
-        async with grpc.aio.insecure_channel(address.grpc_target) as channel:
-            with pytest.raises(grpc.aio.AioRpcError) as refusal:
-                await channel.unary_unary("/no.Service/Method", None, None)(b"", timeout=5)
-            assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        await server.stop(None)
-        assert not address.path.exists()
-
-    asyncio.run(main())
-
-
 def test_asyncio_takes_the_socket(tmp_path: Path) -> None:
-    """What HTTP is served on, over TCP and over a Unix socket."""
+    """What both transports are served on, over TCP and over a Unix socket."""
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from joulegram_pipeline.errors import ConfigError
 from joulegram_receiver.tls import Certificates, Followed, TlsFiles
 from simulators.certificates import Authority, Leaf, MountedSecret, common_name
+from simulators.grpc_methods import ECHO, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -33,7 +35,7 @@ def files(cert: Path, key: Path, client_ca: Path | None = None, **options: Any) 
 
 
 class GrpcEcho:
-    """A grpc.aio server that says what it is told, and a client's view of it."""
+    """Our gRPC server, saying what it is told, and a client's view of it."""
 
     transport = "grpc"
 
@@ -97,18 +99,8 @@ def handshake(
 
 @asynccontextmanager
 async def grpc_echo(certificates: Certificates) -> AsyncIterator[GrpcEcho]:
-    async def say(request: bytes, context: Any) -> bytes:
-        return request
-
-    server = grpc.aio.server()
-    handlers = {"Say": grpc.unary_unary_rpc_method_handler(say)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo.Echo", handlers),))
-    port = server.add_secure_port("localhost:0", certificates.grpc_credentials())
-    await server.start()
-    try:
-        yield GrpcEcho(port)
-    finally:
-        await server.stop(None)
+    async with serving({METHOD: ECHO}, "localhost:0", ssl_context=certificates.ssl_context("h2")) as server:
+        yield GrpcEcho(server.port)
 
 
 @asynccontextmanager
@@ -346,29 +338,26 @@ def test_a_broken_file_at_the_start_is_a_config_error(tmp_path: Path, which: str
     assert "PRIVATE" not in str(error.value)
 
 
-def test_the_oldest_tls_of_http_can_be_set(tmp_path: Path) -> None:
+@over_both
+def test_the_oldest_tls_can_be_set(tmp_path: Path, echo: Any) -> None:
     """`min_version: "1.3"` refuses 1.2; 1.2 takes both, and 1.1 is never spoken."""
     authority = Authority()
     paths = authority.issue("one").write(tmp_path)
     both = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+    alpn = "h2" if echo is grpc_echo else "http/1.1"
 
     async def main() -> None:
-        async with http_echo(Certificates(files(*paths), KEY)) as server:
+        async with echo(Certificates(files(*paths), KEY)) as server:
             for version in both:
-                assert await server.ask(authority, version=version) == "one"
-        async with http_echo(Certificates(files(*paths, min_version="1.3"), KEY)) as server:
-            assert await server.ask(authority, version=both[1]) == "one"
+                shake = functools.partial(handshake, server.port, authority, alpn=alpn, read=False, version=version)
+                assert await asyncio.to_thread(shake) == "one"
+        async with echo(Certificates(files(*paths, min_version="1.3"), KEY)) as server:
+            shake = functools.partial(handshake, server.port, authority, alpn=alpn, read=False)
+            assert await asyncio.to_thread(shake, version=both[1]) == "one"
             with pytest.raises(REFUSED):
-                await server.ask(authority, version=both[0])
+                await asyncio.to_thread(shake, version=both[0])
 
     asyncio.run(main())
-
-
-def test_grpc_has_no_switch_for_the_oldest_tls(tmp_path: Path) -> None:
-    """A promise that cannot be kept is refused, and not dropped."""
-    certificates = Certificates(files(*Authority().issue().write(tmp_path), min_version="1.3"), KEY)
-    with pytest.raises(ConfigError, match=rf"{KEY}.min_version: got '1.3', expected '1.2' for gRPC"):
-        certificates.grpc_credentials()
 
 
 def test_keys_of_rsa_are_taken(tmp_path: Path) -> None:

@@ -20,16 +20,20 @@ from hypothesis import strategies as st
 from joulegram_pipeline.errors import ConfigError
 from joulegram_pipeline.metrics import Metrics
 from joulegram_receiver.cors import CorsRules, cors_app
-from joulegram_receiver.grpc_extras import HEALTH_SERVICE, Health, add_reflection
-from joulegram_receiver.listener import parse_endpoint, set_unix_mode
+from joulegram_receiver.grpc_extras import HEALTH_SERVICE, Health, reflection_methods
+from joulegram_receiver.grpc_methods import Unary
 from joulegram_receiver.tls import Certificates, TlsFiles
-from joulegram_receiver.tokens import BearerInterceptor, TokenFile, bearer_app
+from joulegram_receiver.tokens import TokenFile, bearer_app, bearer_calls
 from simulators.certificates import Authority
+from simulators.grpc_methods import ECHO, serving
 from simulators.otlp_server import SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+    from joulegram_receiver.admission import Hold
+    from joulegram_receiver.http2_head import Head
 
 KEY = "receiver.protocols.http.auth.bearer_token_file"
 FIRST, SECOND = "first-5f3a9c~token", "second+token/=="
@@ -214,13 +218,13 @@ def test_no_token_stays_in_memory_to_be_printed(tmp_path: Path) -> None:
 
 
 class GrpcClient:
-    """A server behind the interceptor, what it was handed, and a channel to it."""
+    """A server that asks for tokens, what it was handed, and a channel to it."""
 
-    def __init__(self, channel: grpc.aio.Channel, metrics: Metrics, health: Health) -> None:
+    def __init__(self, channel: grpc.aio.Channel, metrics: Metrics, health: Health, handed: list[int]) -> None:
         self.channel = channel
         self.metrics = metrics
         self.health = health
-        self.handed: list[int] = []
+        self.handed = handed
 
     async def export(self, request: bytes = b"hello", *metadata: tuple[str, str], signal: str = "traces") -> bytes:
         call = self.channel.unary_unary(f"/{SERVICES[signal]}/Export", None, None)
@@ -235,29 +239,18 @@ class GrpcClient:
 @asynccontextmanager
 async def grpc_server(known: TokenFile) -> AsyncIterator[GrpcClient]:
     metrics, health = Metrics(), Health()
-    server = grpc.aio.server(
-        interceptors=[BearerInterceptor(known, metrics)], options=[("grpc.max_receive_message_length", 64 << 20)]
-    )
-    port = server.add_insecure_port("127.0.0.1:0")
-    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-    client = GrpcClient(channel, metrics, health)
+    handed: list[int] = []
 
-    async def export(request: bytes, context: Any) -> bytes:
-        client.handed.append(len(request))
+    async def export(request: bytes, head: Head, hold: Hold) -> bytes:
+        handed.append(len(request))
         return request
 
-    for service in SERVICES.values():
-        handlers = {"Export": grpc.unary_unary_rpc_method_handler(export)}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    health.add_to(server)
-    add_reflection(server)
-    await server.start()
-    try:
-        yield client
-    finally:
-        await channel.close(None)
+    methods = {f"/{service}/Export": Unary(export) for service in SERVICES.values()}
+    every = methods | health.methods() | reflection_methods()
+    async with serving(every, authorize=bearer_calls(known, metrics)) as server:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            yield GrpcClient(channel, metrics, health, handed)
         health.close()
-        await server.stop(5)
 
 
 def authorization(token: str) -> tuple[str, str]:
@@ -347,28 +340,24 @@ def test_grpc_over_tls_on_a_unix_socket(tmp_path: Path) -> None:
     cert, key = authority.issue().write(tmp_path)
 
     async def main() -> None:
-        address = parse_endpoint(f"unix://{tmp_path}/otlp.sock", "k")
         certificates = Certificates(TlsFiles(cert, key), "receiver.protocols.grpc.tls")
-        server = grpc.aio.server(interceptors=[BearerInterceptor(tokens(tmp_path), Metrics())])
-
-        async def export(request: bytes, context: Any) -> bytes:
-            return request
-
-        handlers = {"Export": grpc.unary_unary_rpc_method_handler(export)}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICES["logs"], handlers),))
-        assert server.add_secure_port(address.grpc_target, certificates.grpc_credentials())
-        set_unix_mode(address)
-        await server.start()
         socket_file = tmp_path / "otlp.sock"
-        assert socket_file.stat().st_mode & 0o777 == 0o660
+        method = f"/{SERVICES['logs']}/Export"
+        server = serving(
+            {method: ECHO},
+            f"unix://{socket_file}",
+            ssl_context=certificates.ssl_context("h2"),
+            authorize=bearer_calls(tokens(tmp_path), Metrics()),
+        )
         options = [("grpc.default_authority", "localhost")]
         credentials = grpc.ssl_channel_credentials(authority.pem)
-        async with grpc.aio.secure_channel(f"unix:{socket_file}", credentials, options) as channel:
-            call = channel.unary_unary(f"/{SERVICES['logs']}/Export", None, None)
-            assert await call(b"x", metadata=(authorization(FIRST),), timeout=8) == b"x"
-            with pytest.raises(grpc.aio.AioRpcError, match="no authorization header"):
-                await call(b"x", timeout=8)
-        await server.stop(1)
+        async with server:
+            assert socket_file.stat().st_mode & 0o777 == 0o660
+            async with grpc.aio.secure_channel(f"unix:{socket_file}", credentials, options) as channel:
+                call = channel.unary_unary(method, None, None)
+                assert await call(b"x", metadata=(authorization(FIRST),), timeout=8) == b"x"
+                with pytest.raises(grpc.aio.AioRpcError, match="no authorization header"):
+                    await call(b"x", timeout=8)
         assert not socket_file.exists()
 
     asyncio.run(main())

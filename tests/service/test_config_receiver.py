@@ -53,6 +53,7 @@ receiver:
       auth: {bearer_token_file: tokens}
       max_recv_msg_size_mib: 8
       max_concurrent_streams: ${env:STREAMS}
+      max_connections: 12
       keepalive:
         server_parameters:
           {max_connection_idle: 5m, max_connection_age: 1h, max_connection_age_grace: 30s, time: 2m, timeout: 500ms}
@@ -85,6 +86,7 @@ receiver:
                 "auth": {"bearer_token_file": "tokens"},
                 "max_recv_msg_size_mib": 8,
                 "max_concurrent_streams": 100,
+                "max_connections": 12,
                 "keepalive": {
                     "server_parameters": {
                         "max_connection_idle": 300 * 10**9,
@@ -132,7 +134,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "a certificate without its key": (GRPC + "tls", {"cert_file": "/c"}, "a value: it is required"),
     "a key without its certificate": (HTTP + "tls", {"key_file": "/k"}, "a value: it is required"),
     "a certificate of no path": (GRPC + "tls.cert_file", 5, "a path of a file"),
-    "an oldest TLS of gRPC": (GRPC + "tls.min_version", 1.3, "'1.2', the one minimum that gRPC knows"),
+    "an oldest TLS of gRPC": (GRPC + "tls.min_version", 1.1, "'1.2' or '1.3'"),
     "an oldest TLS that is none": (HTTP + "tls.min_version", "1.1", "'1.2' or '1.3'"),
     "an interval of nothing": (HTTP + "tls.reload_interval", "0s", "a duration above 0"),
     "an unknown key of TLS": (GRPC + "tls.ca_file", "/ca", "no such key; here may stand cert_file, client_ca_file"),

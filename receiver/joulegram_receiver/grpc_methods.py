@@ -1,0 +1,128 @@
+"""What a gRPC server offers: methods of one request and one answer, and methods of streams; and how each refuses."""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from joulegram_pipeline.errors import PermanentError
+from joulegram_receiver.admission import Admission
+from joulegram_receiver.http2_frames import header_block
+from joulegram_receiver.intake_refusals import MediaTypeError, OverloadError, TooLargeError, UndurableError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from joulegram_pipeline.errors import JoulegramError
+    from joulegram_receiver.admission import Hold
+    from joulegram_receiver.http2_head import Head
+
+_SAFE = frozenset(range(0x20, 0x7F)) - {ord("%")}
+_MAX_MESSAGE_BYTES = 4096
+"""Of a status message; what quotes a request may be long, and clients limit what they read of trailers."""
+
+_HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"gzip,deflate,zstd"))
+ANSWER_BLOCK = header_block(_HEAD)
+"""The head of an answer that has a message."""
+
+OK_BLOCK = header_block(((b"grpc-status", b"0"),))
+"""The trailers of one that went well."""
+
+
+class CallRefusedError(PermanentError):
+    """A call is answered with a status and no message.
+
+    Args:
+        code: of google.rpc.Code.
+        text: for whoever reads it.
+        details: a google.rpc.Status, encoded; None where the code says all.
+    """
+
+    def __init__(self, code: int, text: str, details: bytes | None = None) -> None:
+        self.code = code
+        self.details = details
+        super().__init__(text)
+
+
+class Talk(Protocol):
+    """A call of streams, as its method sees it."""
+
+    async def receive(self) -> bytes | None:
+        """The next message; None behind the last."""
+
+    async def send(self, message: bytes) -> None:
+        """Send a message, once the client reads."""
+
+
+def _nothing(error: JoulegramError) -> None:
+    """Of a method that counts no refusals."""
+    del error
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """A method of one message and one answer.
+
+    Args:
+        answer: given the message, the call's header fields and what it holds; raises JoulegramError to refuse.
+        refused: told of each refusal, also of those made before the message was whole.
+        admission: what its messages are held in while they come.
+    """
+
+    answer: Callable[[bytes, Head, Hold], Awaitable[bytes]]
+    refused: Callable[[JoulegramError], None] = _nothing
+    admission: Admission = field(default_factory=Admission)
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """A method of any number of messages and answers; `serve` may raise JoulegramError to refuse."""
+
+    serve: Callable[[Talk], Awaitable[None]]
+
+
+Method: TypeAlias = Unary | Streaming
+
+
+def refusal_of(error: JoulegramError) -> CallRefusedError:
+    """An error in the words of gRPC (otlp reference 1.2).
+
+    Without RetryInfo a client does not send again what would be refused again.
+    """
+    if isinstance(error, CallRefusedError):
+        return error
+    if isinstance(error, (OverloadError, UndurableError)):
+        return unavailable(str(error), error.retry_after_s)
+    if isinstance(error, TooLargeError):
+        return CallRefusedError(code_pb2.RESOURCE_EXHAUSTED, str(error))
+    if isinstance(error, MediaTypeError):
+        return CallRefusedError(code_pb2.UNIMPLEMENTED, str(error))
+    return CallRefusedError(code_pb2.INVALID_ARGUMENT, str(error))
+
+
+def unavailable(text: str, retry_after_s: int) -> CallRefusedError:
+    """UNAVAILABLE with RetryInfo, what OTLP clients try again after."""
+    details = AnyMessage()
+    details.Pack(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=retry_after_s)))
+    status = status_pb2.Status(code=code_pb2.UNAVAILABLE, message=text, details=[details])
+    return CallRefusedError(code_pb2.UNAVAILABLE, text, status.SerializeToString())
+
+
+def refusal_block(refusal: CallRefusedError, *, begun: bool) -> bytes:
+    """The trailers of a refusal; with the head of the answer in them where that was not sent (Trailers-Only)."""
+    pairs = [] if begun else list(_HEAD)
+    pairs += [(b"grpc-status", b"%d" % refusal.code), (b"grpc-message", _percent(str(refusal)))]
+    if refusal.details is not None:
+        pairs.append((b"grpc-status-details-bin", b2a_base64(refusal.details, newline=False).rstrip(b"=")))
+    return header_block(pairs)
+
+
+def _percent(text: str) -> bytes:
+    """As gRPC's HTTP/2 protocol encodes a status message."""
+    data = text.encode()[:_MAX_MESSAGE_BYTES]
+    return b"".join(bytes((byte,)) if byte in _SAFE else b"%%%02X" % byte for byte in data)

@@ -1,0 +1,147 @@
+"""The bytes of HTTP/2 (RFC 9113): frames, error codes, settings, and header fields as an answer says them."""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from joulegram_pipeline.errors import PermanentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client begins with (section 3.4)."""
+
+MAX_FRAME_BYTES: Final = 16_384
+"""Of a frame's payload, the least that RFC 9113 lets a peer be told (section 4.2)."""
+
+MAX_WINDOW_BYTES: Final = 2**31 - 1
+DEFAULT_WINDOW_BYTES: Final = 65_535
+MAX_STREAM_ID: Final = 2**31 - 1
+
+HEAD: Final = struct.Struct(">BHBBL")
+"""A frame's head: the high byte and the low two of its payload's length, kind, flags, stream."""
+
+HEAD_BYTES: Final = HEAD.size
+WORD: Final = struct.Struct(">L")
+SETTING: Final = struct.Struct(">HL")
+
+
+class Kind:
+    """Of a frame (section 6); plain numbers too."""
+
+    DATA: Final = 0
+    HEADERS: Final = 1
+    PRIORITY: Final = 2
+    RST_STREAM: Final = 3
+    SETTINGS: Final = 4
+    PUSH_PROMISE: Final = 5
+    PING: Final = 6
+    GOAWAY: Final = 7
+    WINDOW_UPDATE: Final = 8
+    CONTINUATION: Final = 9
+
+
+class Flag:
+    """Of a frame; ACK is END_STREAM's bit, of other kinds. Plain numbers: these are looked at for every frame."""
+
+    ACK: Final = 0x1
+    END_STREAM: Final = 0x1
+    END_HEADERS: Final = 0x4
+    PADDED: Final = 0x8
+    PRIORITY: Final = 0x20
+
+
+class Code(IntEnum):
+    """Why a stream or a connection ends (section 7)."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    FLOW_CONTROL_ERROR = 3
+    SETTINGS_TIMEOUT = 4
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    CONNECT_ERROR = 10
+    ENHANCE_YOUR_CALM = 11
+
+
+class Setting(IntEnum):
+    """What one side tells the other of itself (section 6.5.2)."""
+
+    HEADER_TABLE_SIZE = 1
+    ENABLE_PUSH = 2
+    MAX_CONCURRENT_STREAMS = 3
+    INITIAL_WINDOW_SIZE = 4
+    MAX_FRAME_SIZE = 5
+    MAX_HEADER_LIST_SIZE = 6
+
+
+class ConnectionFault(PermanentError):  # noqa: N818 - the RFC's word for it is "connection error"
+    """The peer broke HTTP/2 so that its connection ends (section 5.4.1)."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        self.code = code
+        super().__init__(text)
+
+
+class StreamFault(PermanentError):  # noqa: N818 - as above
+    """The peer broke HTTP/2 so that one stream ends (section 5.4.2)."""
+
+    def __init__(self, stream_id: int, code: Code, text: str) -> None:
+        self.stream_id = stream_id
+        self.code = code
+        super().__init__(text)
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """A frame whole."""
+    size = len(payload)
+    return HEAD.pack(size >> 16, size & 0xFFFF, kind, flags, stream_id) + payload
+
+
+def settings(values: dict[Setting, int]) -> bytes:
+    """A SETTINGS frame."""
+    return frame(Kind.SETTINGS, 0, 0, b"".join(SETTING.pack(*item) for item in values.items()))
+
+
+def window_update(stream_id: int, more: int) -> bytes:
+    """A WINDOW_UPDATE frame; stream 0 is the connection."""
+    return frame(Kind.WINDOW_UPDATE, 0, stream_id, WORD.pack(more))
+
+
+def reset(stream_id: int, code: Code) -> bytes:
+    """A RST_STREAM frame."""
+    return frame(Kind.RST_STREAM, 0, stream_id, WORD.pack(code))
+
+
+def goaway(last_stream_id: int, code: Code, text: str = "") -> bytes:
+    """A GOAWAY frame with words for whoever reads a capture."""
+    return frame(Kind.GOAWAY, 0, 0, WORD.pack(last_stream_id) + WORD.pack(code) + text.encode()[:256])
+
+
+def header_block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Header fields as literals without indexing and without Huffman (RFC 7541 section 6.2.2).
+
+    An answer says so little that a table of what was said before would cost more than it saves.
+    """
+    return b"".join(b"\0" + _text(name) + _text(value) for name, value in pairs)
+
+
+def _text(data: bytes) -> bytes:
+    """A string literal: its length with a prefix of 7 bits (RFC 7541 section 5.1), and its bytes."""
+    size = len(data)
+    if size < 0x7F:
+        return bytes((size,)) + data
+    length = bytearray((0x7F,))
+    size -= 0x7F
+    while size >= 0x80:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return bytes(length) + data
