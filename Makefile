@@ -20,6 +20,9 @@ KILLS ?= 1000
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.joulegram
+DEMO_STAMP := $(VENV)/.joulegram-demo
+PIP_STAMP := $(VENV)/.joulegram-pip
+INSTALL := "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
 LOCK_VENV := build/lock
 FUZZ_VENV := build/fuzz-venv
 
@@ -30,16 +33,27 @@ FUZZ_VENV := build/fuzz-venv
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
 
-# The stamp is as new as the environment: a changed lock, pyproject or C source installs again, nothing else does.
-$(STAMP): requirements/dev.txt pyproject.toml hatch_build.py $(wildcard processor/joulegram_processor/_native*.[ch])
+# Three steps, each with a stamp as new as what it installed: a changed lock, pyproject or C source installs again, nothing
+# else does. The demo waits for two of them; all that checks and builds comes with the third. The pip that Python brings
+# may take three times as long to look through an index.
+$(PIP_STAMP): requirements/pip.txt
 	@"$(PYTHON)" -c 'import sys; v = sys.version.split()[0]; \
 	    sys.version_info >= (3, 11) or sys.exit(f"PYTHON is {v}, expected 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch "$(STAMP)"
+	$(INSTALL) --require-hashes -r requirements/pip.txt
+	@touch "$@"
 
-demo: $(STAMP)
+$(DEMO_STAMP): $(PIP_STAMP) requirements/demo.txt pyproject.toml hatch_build.py \
+    $(wildcard processor/joulegram_processor/_native*.[ch])
+	$(INSTALL) --require-hashes -r requirements/demo.txt
+	$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch "$@"
+
+$(STAMP): $(DEMO_STAMP) requirements/dev.txt
+	$(INSTALL) --require-hashes -r requirements/dev.txt
+	@touch "$@"
+
+demo: $(DEMO_STAMP)
 	PATH="$$(cd "$(BIN)" && pwd):$$PATH" JOULEGRAM_REGION="$${JOULEGRAM_REGION:-SPP_KS}" \
 	    joulegram run -- python examples/nightly_etl.py
 
@@ -78,6 +92,9 @@ lock:
 	$(COMPILE) --output-file=requirements/runtime.txt pyproject.toml
 	"$(LOCK_VENV)/bin/python" -m dependency_groups dev | \
 	    $(COMPILE) --extra=sdk --constraint=requirements/runtime.txt --output-file=requirements/dev.txt pyproject.toml -
+	$(COMPILE) --extra=sdk --build-deps-for=wheel --constraint=requirements/dev.txt \
+	    --output-file=requirements/demo.txt pyproject.toml
+	echo pip | $(COMPILE) --allow-unsafe --output-file=requirements/pip.txt -
 
 clean:
 	rm -f processor/joulegram_processor/_native.abi3.so

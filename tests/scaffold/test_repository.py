@@ -84,8 +84,8 @@ def test_help_lists_every_target() -> None:
 @pytest.mark.parametrize(
     ("target", "commands"),
     [
-        ("demo", ["joulegram run -- python examples/nightly_etl.py"]),
-        ("test", ["ruff check", "ruff format --check", "-m mypy", "lint-imports", "-m pytest --cov"]),
+        ("demo", ["--no-build-isolation -e .", "joulegram run -- python examples/nightly_etl.py"]),
+        ("test", ["/dev.txt", "ruff check", "ruff format --check", "-m mypy", "lint-imports", "-m pytest --cov"]),
     ],
 )
 def test_a_target_runs_what_it_promises(target: str, commands: list[str]) -> None:
@@ -98,8 +98,33 @@ def test_a_target_runs_what_it_promises(target: str, commands: list[str]) -> Non
         check=True,
     ).stdout
 
-    at = [plan.index(command) for command in ["--require-hashes -r requirements/dev.txt", *commands]]
+    first = [f"--require-hashes -r requirements/{lock}.txt" for lock in ("pip", "demo")]
+    at = [plan.index(command) for command in [*first, *commands]]
     assert at == sorted(at)
+    assert plan.count(" install ") == (3 if target == "demo" else 4)
+
+
+@pytest.mark.parametrize(
+    ("target", "stamps", "installs"),
+    [
+        ("demo", ["-pip", "-demo", ""], []),
+        ("test", ["-pip", "-demo"], ["dev"]),
+        ("test", ["-pip", "-demo", ""], []),
+        ("demo", ["-pip", ""], ["demo"]),
+    ],
+    ids=["demo behind test", "test behind demo", "test again", "only what is missing"],
+)
+def test_what_is_installed_is_not_installed_again(
+    tmp_path: Path, target: str, stamps: list[str], installs: list[str]
+) -> None:
+    """`make demo` and `make test` share one environment: each brings what it needs and is not there."""
+    for stamp in stamps:
+        (tmp_path / f".joulegram{stamp}").touch()
+    plan = subprocess.run(
+        ["make", "--dry-run", target, f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+    assert re.findall(r"-r requirements/(\w+)\.txt", plan) == installs
 
 
 @pytest.mark.parametrize(
