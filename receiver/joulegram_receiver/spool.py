@@ -34,6 +34,7 @@ from joulegram_receiver.spool_waiting import Waiting, tell
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from threading import Event
     from types import TracebackType
 
     from joulegram_pipeline.metrics import Metrics
@@ -220,10 +221,24 @@ class Spool:
         self._enqueue(kind, payload, received_ns, future)
         return future.result()
 
-    def wait_beyond(self, lsn: int, timeout_s: float) -> bool:
-        """Block until there is something durable above `lsn`, or until the time is over; whether there is."""
+    def wait_beyond(self, lsn: int, timeout_s: float, stop: Event | None = None) -> bool:
+        """Block until there is something durable above `lsn`, or until the time is over; whether there is.
+
+        Args:
+            lsn: a position.
+            timeout_s: how long to wait.
+            stop: set by another thread, which then calls `rouse`, ends the wait as well.
+        """
         with self._advanced:
-            return self._advanced.wait_for(lambda: self._log.durable_lsn > lsn, timeout_s)
+            self._advanced.wait_for(
+                lambda: self._log.durable_lsn > lsn or (stop is not None and stop.is_set()), timeout_s
+            )
+            return self._log.durable_lsn > lsn
+
+    def rouse(self) -> None:
+        """Have who waits in `wait_beyond` look at its `stop`."""
+        with self._advanced:
+            self._advanced.notify_all()
 
     def read(self, lsn: int, max_bytes: int) -> list[LogRecord]:
         """Durable records from `lsn`; see `WriteAheadLog.read`. What was just written comes from memory, once.

@@ -52,10 +52,16 @@ CROWDED, CROWDED_S = 0.5, 5.0
 log, may be settled now, and a spool that is full brings no more records that would make one."""
 
 SNAPSHOT_S = 60.0
-LINGER_S = 0.01
+LINGER_S = 0.05
 LINGER_BYTES = 256 * 1024
 """Small requests are worked on together: unless this much waits, what comes within `LINGER_S` joins in. A span waits
 for the second's energy anyway, and each round costs three threads a switch."""
+
+PAUSE_S = 0.01
+"""Without a record, after which the ledger is synced."""
+
+REST_S = 1.0
+"""How long there is nothing to do but to look at the clock, where all is synced."""
 
 SYNC_S = 0.5
 """The ledger is synced at least this often while records come without a pause."""
@@ -125,6 +131,7 @@ class Engine:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        self._spool.rouse()
         await asyncio.to_thread(self._thread.join)
 
     async def drain(self, budget_s: float) -> bool:
@@ -195,7 +202,8 @@ class Engine:
         snapshot_at, snapshot_lsn = time.monotonic(), machine.position
         synced_at, synced_lsn = time.monotonic(), machine.position
         while True:
-            idle = not spool.wait_beyond(machine.position, 0.2 if machine.position == synced_lsn else LINGER_S)
+            rest_s = REST_S if machine.position == synced_lsn else PAUSE_S
+            idle = not spool.wait_beyond(machine.position, rest_s, self._stop)
             now = time.monotonic()
             if machine.position > synced_lsn and (idle or now - synced_at >= SYNC_S):
                 if not self._retry(self._sinks.ledger.sync, "ledger"):

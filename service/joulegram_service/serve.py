@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 from joulegram_agent.main import run_agent
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from joulegram_service.config import Config
 
 log = logging.getLogger("joulegram")
+
+SWITCH_S = 0.0005
+"""How long a thread keeps the interpreter while another wants it: Python's 5 ms are most of what an acknowledgement may
+take, and the engine works while requests come."""
 
 
 def stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
@@ -35,6 +40,7 @@ def serve(config: Config) -> None:
         JoulegramError: it could not start, or its engine failed.
     """
     set_up_logging(config.telemetry.logs.level, config.telemetry.logs.encoding)
+    sys.setswitchinterval(SWITCH_S)
     asyncio.run(_serve(config))
 
 
