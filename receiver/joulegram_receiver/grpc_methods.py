@@ -13,7 +13,13 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from joulegram_pipeline.errors import PermanentError
 from joulegram_receiver.admission import Admission
 from joulegram_receiver.http2_frames import header_block
-from joulegram_receiver.intake_refusals import MediaTypeError, OverloadError, TooLargeError, UndurableError
+from joulegram_receiver.intake_refusals import (
+    MediaTypeError,
+    OverloadError,
+    SlowSenderError,
+    TooLargeError,
+    UndurableError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -100,6 +106,8 @@ def refusal_of(error: JoulegramError) -> CallRefusedError:
         return unavailable(str(error), error.retry_after_s)
     if isinstance(error, TooLargeError):
         return CallRefusedError(code_pb2.RESOURCE_EXHAUSTED, str(error))
+    if isinstance(error, SlowSenderError):
+        return CallRefusedError(code_pb2.DEADLINE_EXCEEDED, str(error))
     if isinstance(error, MediaTypeError):
         return CallRefusedError(code_pb2.UNIMPLEMENTED, str(error))
     return CallRefusedError(code_pb2.INVALID_ARGUMENT, str(error))

@@ -81,7 +81,7 @@ class Http2Wire(asyncio.BufferedProtocol):
         """The highest stream that the peer has opened."""
 
     def start(self) -> None:
-        """The client has connected: say what it may do."""
+        """The client speaks HTTP/2: say what it may do."""
         raise NotImplementedError
 
     def on_frame(self, kind: int, flags: int, stream_id: int, payload: memoryview) -> None:
@@ -104,7 +104,6 @@ class Http2Wire(asyncio.BufferedProtocol):
         if not self._host.entered(self):
             transport.abort()
             return
-        self.start()
         self._life.begin()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -132,7 +131,7 @@ class Http2Wire(asyncio.BufferedProtocol):
         view = self._host.buffer
         try:
             at = 0 if self._greeted else self._greet(view, end)
-            while end - at >= HEAD_BYTES:
+            while self._greeted and end - at >= HEAD_BYTES:
                 high, low, kind, flags, stream_id = HEAD.unpack_from(view, at)
                 size = high << 16 | low
                 if size > MAX_FRAME_BYTES:
@@ -218,11 +217,12 @@ class Http2Wire(asyncio.BufferedProtocol):
         got = bytes(view[: min(end, len(PREFACE))])
         if not PREFACE.startswith(got):
             if got.startswith(_HTTP1):
-                self._out[:] = [_WRONG_PORT]
+                self.send(_WRONG_PORT)
                 self._linger()
                 return end
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"got {got!r}, expected the preface of HTTP/2")
         if len(got) < len(PREFACE):
             return 0
         self._greeted = True
+        self.start()
         return len(PREFACE)

@@ -33,6 +33,8 @@ from joulegram_processor.select import Selector
 from joulegram_processor.spans import SpanReader
 from joulegram_processor.wire import splice, splice_all, string_attribute, without_attributes
 from joulegram_receiver.admission import Admission
+from joulegram_receiver.http2_frames import MAX_FRAME_BYTES, PREFACE, settings
+from joulegram_receiver.http2_life import Http2Limits
 from joulegram_receiver.http_body import decoder_for, read_body
 from joulegram_receiver.intake_refusals import TooLargeError
 from joulegram_receiver.otlp_json import from_otlp_json, to_otlp_json
@@ -40,6 +42,7 @@ from joulegram_receiver.signals import SIGNALS
 from joulegram_sink.ledger_format import FIRST_SEGMENT, genesis_line, line_hash
 from joulegram_sink.ledger_verify import verify
 from joulegram_sink.upstream_split import halves
+from simulators.http2 import Fed, frames_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -323,6 +326,28 @@ def fuzz_halves(data: bytes) -> None:
     assert max(map(len, found)) < len(data), "what is halved again and again must come to an end"
 
 
+def fuzz_http2(data: bytes) -> None:
+    """Any bytes behind the preface: whole frames come back, and all is the same however the bytes were cut."""
+    if data:
+        cut = data[0] * len(data) // 256
+        body = PREFACE + settings({}) + data[1:]
+        whole, parted = _LOOP.run_until_complete(_fed([body])), _LOOP.run_until_complete(_fed([body[:cut], body[cut:]]))
+        assert whole == parted, "where bytes are cut makes a difference"
+
+
+async def _fed(parts: list[bytes]) -> tuple[bytes, list[tuple[bytes, bool, bool]]]:
+    fed = Fed(Http2Limits(max_streams=5))
+    for part in parts:
+        await fed.feed(part)
+    frames, rest = frames_of(bytes(fed.pipe.written))
+    assert not rest, "half a frame was written"
+    assert all(len(each.payload) <= MAX_FRAME_BYTES for each in frames)
+    assert len(fed.connection.streams) <= 5
+    fed.close()
+    assert not fed.connection.streams, "a request outlived its connection"
+    return bytes(fed.pipe.written), [(each.body, each.ended, each.left) for each in fed.host.exchanges]
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "extract": fuzz_extract,
     "splice": fuzz_splice,
@@ -334,4 +359,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "ledger": fuzz_ledger,
     "ledger_edit": fuzz_ledger_edit,
     "halves": fuzz_halves,
+    "http2": fuzz_http2,
 }
