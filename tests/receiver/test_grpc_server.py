@@ -8,7 +8,6 @@ import gzip
 import os
 import socket
 from contextlib import asynccontextmanager
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -36,6 +35,7 @@ from joulegram_receiver.http2_life import Http2Limits
 from joulegram_receiver.intake import Intake
 from joulegram_receiver.spool import Spool
 from simulators.grpc_methods import ECHO
+from simulators.held_sync import HeldSync
 from simulators.otlp_server import SERVICES
 from simulators.receivers import BY_NAME, requests
 
@@ -230,20 +230,15 @@ def test_spans_that_break_otlp_are_named_and_travel_on(tmp_path: Path) -> None:
 
 def test_no_acknowledgement_before_the_sync(tmp_path: Path) -> None:
     """The call does not return while fdatasync has not."""
-    begun, go = Event(), Event()
-
-    def sync(fd: int) -> None:
-        begun.set()
-        assert go.wait(20)
-        os.fdatasync(fd)
+    sync = HeldSync()
 
     async def main() -> None:
         async with running(tmp_path, WriteAheadLog(tmp_path, sync=sync)) as client:
             call = asyncio.create_task(client.export(traces(span())))
-            assert await asyncio.to_thread(begun.wait, 20)
+            assert await asyncio.to_thread(sync.begun.wait, 20)
             done, _ = await asyncio.wait([call], timeout=0.2)
             assert not done
-            go.set()
+            sync.go.set()
             assert await call == b""
 
     asyncio.run(main())
@@ -272,20 +267,16 @@ def test_a_disk_that_fails_is_unavailable_with_retry_info(tmp_path: Path) -> Non
 
 def test_a_busy_spool_is_unavailable(tmp_path: Path) -> None:
     """When too much waits for the disk a request is refused early, and taken once there is room."""
-    begun, go = Event(), Event()
-
-    def sync(fd: int) -> None:
-        begun.set()
-        assert go.wait(20)
+    sync = HeldSync()
 
     async def main() -> None:
         async with running(tmp_path, WriteAheadLog(tmp_path, sync=sync), max_queued_bytes=60) as client:
             first = asyncio.create_task(client.export(traces(span())))
-            assert await asyncio.to_thread(begun.wait, 20)
+            assert await asyncio.to_thread(sync.begun.wait, 20)
             with pytest.raises(grpc.aio.AioRpcError, match="try again") as refusal:
                 await client.export(traces(span()))
             assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
-            go.set()
+            sync.go.set()
             await first
             assert await client.export(traces(span())) == b""
             assert client.metric("refused_requests", signal="traces", reason="busy") == 1
@@ -365,12 +356,7 @@ def test_a_bad_endpoint_is_a_config_error(tmp_path: Path, endpoint: str) -> None
 
 def test_a_request_under_way_at_stop_is_answered(tmp_path: Path) -> None:
     """Leaving gives requests under way their grace, so that what they brought is on disk."""
-    begun, go = Event(), Event()
-
-    def sync(fd: int) -> None:
-        begun.set()
-        assert go.wait(20)
-        os.fdatasync(fd)
+    sync = HeldSync()
 
     async def main() -> None:
         metrics = Metrics()
@@ -378,8 +364,8 @@ def test_a_request_under_way_at_stop_is_answered(tmp_path: Path) -> None:
             async with GrpcReceiver("127.0.0.1:0", spool, metrics) as receiver:
                 client = Running(receiver, spool, metrics)
                 call = asyncio.create_task(client.export(traces(span())))
-                assert await asyncio.to_thread(begun.wait, 20)
-                asyncio.get_running_loop().call_later(0.1, go.set)
+                assert await asyncio.to_thread(sync.begun.wait, 20)
+                asyncio.get_running_loop().call_later(0.1, sync.go.set)
             assert await call == b""
             assert len(client.stored()) == 1
             await client.channel.close(None)

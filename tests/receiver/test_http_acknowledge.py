@@ -17,6 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from joulegram_pipeline.wal import WriteAheadLog
 from joulegram_receiver.admission import Admission
 from joulegram_receiver.otlp_json import to_otlp_json
+from simulators.held_sync import HeldSync
 from simulators.receivers import JSON, PROTOBUF, Receivers, receivers, span, traces
 
 if TYPE_CHECKING:
@@ -27,20 +28,15 @@ ONE = traces(span())
 
 def test_no_acknowledgement_before_the_sync(tmp_path: Path) -> None:
     """The answer does not come while fdatasync has not."""
-    begun, go = Event(), Event()
-
-    def sync(fd: int) -> None:
-        begun.set()
-        assert go.wait(20)
-        os.fdatasync(fd)
+    sync = HeldSync()
 
     async def main() -> None:
         async with receivers(tmp_path, log=WriteAheadLog(tmp_path, sync=sync)) as running:
             call = asyncio.create_task(running.post(ONE))
-            assert await asyncio.to_thread(begun.wait, 20)
+            assert await asyncio.to_thread(sync.begun.wait, 20)
             done, _ = await asyncio.wait([call], timeout=0.2)
             assert not done
-            go.set()
+            sync.go.set()
             assert (await call).status == 200
 
     asyncio.run(main())
@@ -120,18 +116,13 @@ def test_requests_in_flight_are_bounded(tmp_path: Path) -> None:
 
 def test_a_request_under_way_at_stop_is_answered(tmp_path: Path) -> None:
     """Leaving gives requests under way their grace."""
-    begun, go = Event(), Event()
-
-    def sync(fd: int) -> None:
-        begun.set()
-        assert go.wait(20)
-        os.fdatasync(fd)
+    sync = HeldSync()
 
     async def main() -> None:
         async with receivers(tmp_path, log=WriteAheadLog(tmp_path, sync=sync), http_options={"grace_s": 5}) as running:
             call = asyncio.create_task(running.post(ONE))
-            assert await asyncio.to_thread(begun.wait, 20)
-            asyncio.get_running_loop().call_later(0.1, go.set)
+            assert await asyncio.to_thread(sync.begun.wait, 20)
+            asyncio.get_running_loop().call_later(0.1, sync.go.set)
         assert (await call).status == 200
 
     asyncio.run(main())

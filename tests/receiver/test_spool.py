@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from threading import Event, Thread
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,26 +15,12 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
 from joulegram_pipeline.wal import WriteAheadLog
 from joulegram_receiver.spool import Spool
+from simulators.held_sync import HeldSync
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 TRACES = RecordKind.TRACES
-
-
-class HeldSync:
-    """A sync that waits until it is let go, and counts."""
-
-    def __init__(self) -> None:
-        self.go = Event()
-        self.begun = Event()
-        self.calls = 0
-
-    def __call__(self, fd: int) -> None:
-        self.begun.set()
-        assert self.go.wait(20)
-        self.calls += 1
-        os.fdatasync(fd)
 
 
 class SteppingClock:
