@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from pathlib import Path
@@ -18,21 +17,26 @@ from typing import TYPE_CHECKING, Protocol
 
 from joulegram_agent.powercap_zones import Zone, measured_zones, powercap_root
 from joulegram_agent.reader import Reading
+from joulegram_agent.reasons import DOMAIN_VANISHED, NO_POWERCAP, PERMISSION_DENIED, READ_FAILED, why
 from joulegram_pipeline.energy import Domain, Gap, Method
 from joulegram_pipeline.units import uj_to_j
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+__all__ = [
+    "DOMAIN_VANISHED",
+    "NO_POWERCAP",
+    "PERMISSION_DENIED",
+    "READ_FAILED",
+    "Counter",
+    "CounterFile",
+    "PowercapReader",
+    "read_cpu_energy_joules",
+    "read_intel_rapl_energy_joules",
+]
+
 log = logging.getLogger(__name__)
-
-NO_POWERCAP = "no_powercap"
-PERMISSION_DENIED = "permission_denied"
-DOMAIN_VANISHED = "domain_vanished"
-READ_FAILED = "read_failed"
-
-_GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
-_DENIED = frozenset({errno.EACCES, errno.EPERM})
 
 
 class Counter(Protocol):
@@ -88,7 +92,7 @@ class PowercapReader:
             self._zones = measured_zones(sysfs_root)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-            self.reason = f"{NO_POWERCAP if missing else _why(error)}: {root}: {error.strerror or error}"
+            self.reason = f"{NO_POWERCAP if missing else why(error)}: {root}: {error.strerror or error}"
         else:
             if not self._zones:
                 self.reason = f"{NO_POWERCAP}: {root} shows no package and no dram"
@@ -131,7 +135,7 @@ class PowercapReader:
                     self._counters[zone.domain.id] = open_counter(path)
                     continue
                 except OSError as error:
-                    self._refused[zone.domain.id] = _why(error)
+                    self._refused[zone.domain.id] = why(error)
             log.warning("domain %s: %s: %s", zone.domain.id, self._refused[zone.domain.id], path)
 
     def _read(self, zone: Zone) -> int | str:
@@ -142,7 +146,7 @@ class PowercapReader:
         try:
             text = counter.read().strip()
         except OSError as error:
-            return _why(error)
+            return why(error)
         if not text.isdigit():
             return f"{READ_FAILED}: got {text[:32]!r}, expected a whole number"
         value = int(text)
@@ -181,14 +185,6 @@ class PowercapReader:
             if (middle - before) % modulus <= (after - before) % modulus:
                 return other
         return None
-
-
-def _why(error: OSError) -> str:
-    if error.errno in _DENIED:
-        return PERMISSION_DENIED
-    if error.errno in _GONE:
-        return DOMAIN_VANISHED
-    return f"{READ_FAILED}: {errno.errorcode.get(error.errno or 0, str(error))}"
 
 
 def read_intel_rapl_energy_joules(sysfs_root: Path = Path("/sys")) -> float | None:
