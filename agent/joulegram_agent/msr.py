@@ -237,9 +237,9 @@ def _ranged(domain_id: str, kind: DomainKind, shift: int) -> Domain:
 
 
 def _value(place: _OpenPlace, address: int) -> int | str:
-    """A register that is there and not 0, or why it is not."""
+    """The low half of a register that is there and not 0, or why it is not."""
     try:
-        value = place.read(address)
+        value = place.read(address) & COUNTER_MASK
     except OSError as error:
         return _why_not(error, f"{place.path}: got {errno_name(error)}", address)
     except ValueError as error:

@@ -82,6 +82,7 @@ def test_units(
     expected = {"package-0": package_j} | ({} if dram_j is None else {"package-0/dram": dram_j})
     assert spent.keys() == expected.keys()
     for domain, unit_j in expected.items():
+        assert before[domain] == machine.start_units * unit_j * J // 1
         assert abs(spent[domain] - unit_j * 10**9 * J) < 1
         assert {item.id: item.max_range_uj for item in reader.domains()}[domain] == unit_j * WRAP * J - 1
     assert (reader.method, reader.reason) == (Method.MEASURED, None)

@@ -109,8 +109,8 @@ class MsrMachine:
         return value
 
     def set_register(self, place: str, address: int, value: int) -> None:
-        """Let a place show a value."""
-        self._registers[place, address] = value
+        """Let a place show a value in bits 31:0."""
+        self._registers[place, address] = self._registers.get((place, address), 0) >> 32 << 32 | value
         self._write_devices()
 
     def advance(self, units: dict[str, int]) -> None:
