@@ -86,6 +86,7 @@ class GrpcServer:
         self._grace_s = grace_s
         self._connections: set[Http2Wire] = set()
         self._gone = asyncio.Event()
+        self._stopping = False
         self._server: asyncio.Server | None = None
         self._stack = contextlib.ExitStack()
 
@@ -111,6 +112,7 @@ class GrpcServer:
             if self._server is None:
                 return
             self._server.close()
+            self._stopping = True
             for connection in tuple(self._connections):
                 connection.drain()
             with contextlib.suppress(TimeoutError):
@@ -129,6 +131,8 @@ class GrpcServer:
     def entered(self, connection: Http2Wire) -> bool:
         """A client has connected; whether there is room for it."""
         self._connections.add(connection)
+        if self._stopping:  # it was accepted before, as one whose TLS handshake takes its time
+            return False
         if len(self._connections) <= self._max_connections:
             return True
         if self._refused is not None:

@@ -114,6 +114,10 @@ class ConnectionLife:
         """The client was asked to go: `drained` is called when it had the time to hear that."""
         self._arm("drain", _LINGER_S, drained)
 
+    def closing(self) -> None:
+        """It is closed when the peer has read what was written."""
+        self._arm("closing", self._limits.request_s, self._connection.abort)
+
     def lingering(self) -> None:
         """The end was said."""
         self._arm("linger", _LINGER_S, self._connection.abort)

@@ -153,6 +153,7 @@ class Http2Wire(asyncio.BufferedProtocol):
             self._life.watch_requests()
 
     def eof_received(self) -> bool:
+        self._life.closing()
         return False
 
     def pause_writing(self) -> None:
@@ -202,8 +203,10 @@ class Http2Wire(asyncio.BufferedProtocol):
 
     def _close(self) -> None:
         self._flush()
-        if self._transport is not None:
+        # Once: asyncio's TLS takes a second call as the last it hears of us, and could not be aborted then.
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
+            self._life.closing()
 
     def _linger(self) -> None:
         self._ended = True
