@@ -19,6 +19,9 @@ MAX_BLOCK_BYTES = 64 * 1024
 
 _REMEMBERED = 32
 _REMEMBERED_BYTES = 1024
+_REMEMBERED_SIZE_BYTES = 4096
+"""Decoded; a byte of a block can name a field of the table, which costs a hundred to remember."""
+
 _ENTRY_BYTES = 32
 """What RFC 9113 section 6.5.2 counts for a field beside its name and value."""
 
@@ -83,11 +86,14 @@ class HeadReader:
         except OversizedHeaderListError as error:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, str(error)) from None
         except HPACKError as error:
-            raise ConnectionFault(Code.COMPRESSION_ERROR, f"header fields: {error}") from None
+            # Not its text, which may name an address of our memory.
+            raise ConnectionFault(
+                Code.COMPRESSION_ERROR, f"got header fields that are no HPACK ({type(error).__name__})"
+            ) from None
         head = _checked(pairs)
         if not _same(before, self._table()):
             self._known.clear()
-        elif len(block) <= _REMEMBERED_BYTES:
+        elif len(block) <= _REMEMBERED_BYTES and head.size_bytes <= _REMEMBERED_SIZE_BYTES:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[block] = head

@@ -17,6 +17,7 @@ from joulegram_receiver.http2_connection import STREAM_WINDOW_BYTES
 from joulegram_receiver.http2_frames import (
     WORD,
     Code,
+    ConnectionFault,
     Flag,
     Kind,
     Setting,
@@ -112,6 +113,14 @@ def test_a_head_that_breaks_the_rules_is_named(pairs: list[tuple[bytes, bytes]])
     assert fault is not None
     assert fault.startswith("got ")
     assert reader.read(header_block(PSEUDO)).fault is None
+
+
+def test_what_is_no_hpack_is_said_without_an_address_of_ours() -> None:
+    """The library's own words hold one, found by fuzzing; they would go to the peer in GOAWAY."""
+    with pytest.raises(ConnectionFault) as fault:
+        HeadReader().read(b"\x7f" + b"\xff" * 20)
+    assert fault.value.code is Code.COMPRESSION_ERROR
+    assert "0x" not in str(fault.value)
 
 
 def test_nothing_of_headers_is_logged(caplog: pytest.LogCaptureFixture) -> None:
