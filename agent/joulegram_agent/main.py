@@ -19,6 +19,7 @@ def open_agent(
     *,
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
+    dev_root: Path = Path("/dev"),
     watts_idle: float = WATTS_IDLE,
     watts_max: float = WATTS_MAX,
 ) -> LocalAgent:
@@ -27,7 +28,14 @@ def open_agent(
     Raises:
         ConfigError: as `open_reader`.
     """
-    reader = open_reader(source, sysfs_root=sysfs_root, proc_root=proc_root, watts_idle=watts_idle, watts_max=watts_max)
+    reader = open_reader(
+        source,
+        sysfs_root=sysfs_root,
+        proc_root=proc_root,
+        dev_root=dev_root,
+        watts_idle=watts_idle,
+        watts_max=watts_max,
+    )
     return LocalAgent(reader, Sampler(reader, proc_root=proc_root))
 
 
@@ -37,6 +45,7 @@ async def run_agent(
     *,
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
+    dev_root: Path = Path("/dev"),
     watts_idle: float = WATTS_IDLE,
     watts_max: float = WATTS_MAX,
 ) -> None:
@@ -47,6 +56,7 @@ async def run_agent(
         source: see `open_reader`.
         sysfs_root: ``/sys``, or where the host's is mounted.
         proc_root: ``/proc``, or where the host's is mounted.
+        dev_root: ``/dev``, or where the host's is mounted.
         watts_idle: for the model, watts of an idle logical CPU.
         watts_max: for the model, watts of a busy logical CPU.
 
@@ -55,7 +65,14 @@ async def run_agent(
         BusyError: another agent listens on the socket.
         StorageError: the socket cannot be made.
     """
-    agent = open_agent(source, sysfs_root=sysfs_root, proc_root=proc_root, watts_idle=watts_idle, watts_max=watts_max)
+    agent = open_agent(
+        source,
+        sysfs_root=sysfs_root,
+        proc_root=proc_root,
+        dev_root=dev_root,
+        watts_idle=watts_idle,
+        watts_max=watts_max,
+    )
     async with agent, AgentServer(agent, socket):
         reader = agent.reader
         log.info("agent on %s: source %s, %s", socket, reader.source, reader.reason or reader.method.value)

@@ -32,7 +32,7 @@ class Reader(Protocol):
 
     @property
     def source(self) -> str:
-        """``powercap``, ``model`` or ``none``."""
+        """``powercap``, ``msr``, ``perf``, ``model`` or ``none``."""
 
     @property
     def method(self) -> Method:

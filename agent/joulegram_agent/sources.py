@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from joulegram_agent.model import WATTS_IDLE, WATTS_MAX, ModelReader
+from joulegram_agent.msr import MsrReader
+from joulegram_agent.perf import PerfReader
 from joulegram_agent.powercap import PowercapReader
 from joulegram_agent.reader import NoEnergyReader, Reader
+from joulegram_pipeline.energy import Method
 from joulegram_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from joulegram_pipeline.clock import Clock
 
-SOURCES = ("auto", "powercap", "model", "none")
+COUNTERS = ("powercap", "msr", "perf")
+"""The sources that measure, in the order in which ``auto`` tries them."""
+
+SOURCES = ("auto", *COUNTERS, "model", "none")
 
 
 def open_reader(
@@ -21,6 +27,7 @@ def open_reader(
     *,
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
+    dev_root: Path = Path("/dev"),
     watts_idle: float = WATTS_IDLE,
     watts_max: float = WATTS_MAX,
     clock: Clock | None = None,
@@ -28,10 +35,12 @@ def open_reader(
     """Open the source asked for; missing hardware is a reason, never an error.
 
     Args:
-        source: ``auto``: powercap, else the model with the reason why not powercap. ``powercap``: that or no
-            energy. ``model``: always the model. ``none``: no energy.
+        source: ``auto``: the first of `COUNTERS` that measures anything, else the model, with the reasons why not
+            those before it. One of `COUNTERS`: that or no energy. ``model``: always the model. ``none``: no
+            energy.
         sysfs_root: ``/sys``, or where the host's is mounted.
         proc_root: ``/proc``, or where the host's is mounted.
+        dev_root: ``/dev``, or where the host's is mounted.
         watts_idle: for the model, watts of an idle logical CPU.
         watts_max: for the model, watts of a busy logical CPU.
         clock: for the model.
@@ -43,13 +52,24 @@ def open_reader(
         raise ConfigError("source", source, "one of " + ", ".join(SOURCES))
     if source == "none":
         return NoEnergyReader("disabled")
-    reason = None
-    if source in {"auto", "powercap"}:
-        powercap = PowercapReader(sysfs_root)
-        if powercap.reason is None:
-            return powercap
-        reason = powercap.reason
-        powercap.close()
-        if source == "powercap":
-            return NoEnergyReader(reason)
+    reasons: list[str] = []
+    for name in COUNTERS:
+        if source not in {"auto", name}:
+            continue
+        reader = _open_counters(name, sysfs_root, proc_root, dev_root, "; ".join(reasons) or None)
+        if reader.method is Method.MEASURED:
+            return reader
+        reasons.append(reader.reason or name)
+        reader.close()
+    reason = "; ".join(reasons) or None
+    if source in COUNTERS:
+        return NoEnergyReader(reason or source)
     return ModelReader(proc_root, reason, watts_idle=watts_idle, watts_max=watts_max, clock=clock)
+
+
+def _open_counters(name: str, sysfs_root: Path, proc_root: Path, dev_root: Path, instead_of: str | None) -> Reader:
+    if name == "msr":
+        return MsrReader(dev_root, sysfs_root, proc_root, instead_of=instead_of)
+    if name == "perf":
+        return PerfReader(sysfs_root, proc_root, instead_of=instead_of)
+    return PowercapReader(sysfs_root)

@@ -198,7 +198,10 @@ class Sidecar:
             source: Any = AgentClient(agent_socket)
         else:
             source = open_agent(
-                config.agent.source, sysfs_root=config.agent.sysfs_root, proc_root=config.agent.proc_root
+                config.agent.source,
+                sysfs_root=config.agent.sysfs_root,
+                proc_root=config.agent.proc_root,
+                dev_root=config.agent.dev_root,
             )
         self.agent = source
         # The ticks behind the snapshot are known when they are replayed; asked for before, they would come twice.

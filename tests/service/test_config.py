@@ -92,7 +92,11 @@ BAD: dict[str, tuple[str, str, str]] = {
         "grpcs:// or https://",
     ),
     "an upstream without a port": ("upstream: {endpoint: 'grpc://c'}", "upstream.endpoint: got 'grpc://c'", "host:po"),
-    "a source that is none": ("agent: {source: rapl}", "agent.source: got 'rapl'", "'auto', 'powercap', 'model' or 'n"),
+    "a source that is none": (
+        "agent: {source: rapl}",
+        "agent.source: got 'rapl'",
+        "'powercap', 'msr', 'perf', 'model' or 'none'",
+    ),
     "an idle policy that is none": (
         "energy: {idle: split}",
         "energy.idle: got 'split'",

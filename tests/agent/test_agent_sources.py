@@ -1,0 +1,131 @@
+"""Which of several sources is taken, and that they mean the same by the same domain."""
+
+from __future__ import annotations
+
+import errno
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from joulegram_agent import sources
+from joulegram_agent.main import open_agent
+from joulegram_agent.msr import MsrReader
+from joulegram_agent.perf import PerfReader
+from joulegram_agent.powercap import PowercapReader
+from joulegram_agent.reader import NoEnergyReader, Reader
+from joulegram_agent.sources import COUNTERS, open_reader
+from joulegram_pipeline.energy import Method
+from simulators.msr import MsrMachine
+from simulators.perf import PowerPmu
+from simulators.powercap import PowercapTree
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Machine:
+    """A machine on which every source measures, until a test takes one away."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, *, packages: int = 2, dies: int = 1) -> None:
+        self.root = root
+        self.tree = PowercapTree(root / "sys", packages=packages, dies=dies, reverse=True)
+        # Dies with the same counter would be mirrors of one.
+        self.tree.advance({domain: 10**9 * number for number, domain in enumerate(self.tree.domain_ids)})
+        self.registers = MsrMachine(root, packages=packages, dies=dies)
+        self.pmu = PowerPmu(self.registers, f"0-{packages * dies - 1}")
+        perf = partial(PerfReader, open_counter=self.pmu.open_counter)
+        monkeypatch.setattr(sources, "MsrReader", partial(MsrReader, open_msr=self.registers.open_msr))
+        monkeypatch.setattr(sources, "PerfReader", perf)
+
+    def open(self, source: str = "auto") -> Reader:
+        return open_reader(
+            source, sysfs_root=self.root / "sys", proc_root=self.root / "proc", dev_root=self.root / "dev"
+        )
+
+    def without_powercap(self) -> Machine:
+        (self.root / "sys/class/powercap").rename(self.root / "hidden")
+        return self
+
+    def without_msr(self) -> Machine:
+        self.registers.faults = dict.fromkeys(((cpu, None) for cpu in self.registers.place_of), errno.EPERM)
+        return self
+
+    def without_perf(self) -> Machine:
+        self.pmu.refuses = errno.EACCES
+        return self
+
+
+@pytest.mark.parametrize(("packages", "dies"), [(1, 1), (2, 1), (2, 2), (11, 1)])
+def test_a_domain_has_one_id_whatever_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packages: int, dies: int
+) -> None:
+    """D-05, D-07: every source finds the same packages, dies and DRAM under the same ids, in the same order."""
+    machine = Machine(tmp_path, monkeypatch, packages=packages, dies=dies)
+    found = [[(domain.id, domain.kind) for domain in machine.open(source).domains()] for source in COUNTERS]
+    assert len(found[0]) == 2 * packages * dies
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("source", COUNTERS)
+def test_a_source_that_is_named_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """S0-20: it measures, and has nothing to explain."""
+    reader = Machine(tmp_path, monkeypatch).open(source)
+    assert (reader.source, reader.method, reader.reason) == (source, Method.MEASURED, None)
+
+
+def test_auto_takes_powercap_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S0-20: where all can be read it is powercap; no register and no counter is opened beside it."""
+    machine = Machine(tmp_path, monkeypatch)
+    reader = machine.open()
+    assert isinstance(reader, PowercapReader)
+    assert reader.reason is None
+    assert (machine.registers.opened, machine.pmu.opened) == ([], [])
+
+
+def test_auto_takes_msr_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S0-20, D-06: without powercap it is msr, measured; the reason names powercap's."""
+    reader = Machine(tmp_path, monkeypatch).without_powercap().open()
+    assert (reader.source, reader.method) == ("msr", Method.MEASURED)
+    assert reader.reason == f"no_powercap: {tmp_path}/sys/class/powercap: No such file or directory"
+
+
+def test_auto_takes_perf_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S0-20, D-06: without both it is perf; the reason names each before it, in order."""
+    reader = Machine(tmp_path, monkeypatch).without_powercap().without_msr().open()
+    assert (reader.source, reader.method) == ("perf", Method.MEASURED)
+    assert reader.reason == (
+        f"no_powercap: {tmp_path}/sys/class/powercap: No such file or directory; "
+        f"permission_denied: {tmp_path}/dev/cpu/0/msr: got EPERM, expected the capability CAP_SYS_RAWIO"
+    )
+
+
+def test_auto_models_and_says_why_not_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D-06, D-12: without any counter it is the model, with three reasons."""
+    reader = Machine(tmp_path, monkeypatch).without_powercap().without_msr().without_perf().open()
+    assert (reader.source, reader.method) == ("model", Method.MODELLED)
+    assert reader.reason is not None
+    one, two, three = reader.reason.split("; ", 2)
+    assert one.startswith("no_powercap: ")
+    assert "CAP_SYS_RAWIO" in two
+    assert "CAP_PERFMON" in three
+
+
+@pytest.mark.parametrize(("source", "missing"), [("msr", "CAP_SYS_RAWIO"), ("perf", "CAP_PERFMON")])
+def test_a_named_source_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, missing: str
+) -> None:
+    """D-10: asked for one that cannot be read, it is no energy and the reason, though powercap could be read."""
+    reader = Machine(tmp_path, monkeypatch).without_msr().without_perf().open(source)
+    assert isinstance(reader, NoEnergyReader)
+    assert reader.reason is not None
+    assert missing in reader.reason
+
+
+def test_the_agent_takes_the_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S0-20: dev, sys and proc may be mounted elsewhere, as in a container."""
+    machine = Machine(tmp_path, monkeypatch)
+    agent = open_agent("msr", sysfs_root=tmp_path / "sys", proc_root=tmp_path / "proc", dev_root=tmp_path / "dev")
+    assert agent.reader.source == "msr"
+    assert machine.registers.opened == [0, 1]
+    agent.reader.close()
