@@ -108,6 +108,10 @@ class MsrReader:
         readable = any(source.refused is None for source in self._sources)
         self.method = Method.MEASURED if readable else Method.UNAVAILABLE
         self.reason: str | None = instead_of if readable else nothing or self._sources[0].refused
+        # Where nothing can be read the reason says so, once.
+        for source in self._sources if readable else ():
+            if source.refused is not None:
+                log.warning("domain %s: %s", source.domain.id, source.refused)
 
     def domains(self) -> tuple[Domain, ...]:
         return tuple(source.domain for source in self._sources)
@@ -147,9 +151,6 @@ class MsrReader:
             opened = _OpenPlace(place, dev_root, open_msr)
             self._places.append(opened)
             self._sources += _sources(opened, registers)
-        for source in self._sources:
-            if source.refused is not None:
-                log.warning("domain %s: %s", source.domain.id, source.refused)
         for address, meaning in registers.left_out.items():
             log.debug("register %#x is not counted: %s", address, meaning)
         return None

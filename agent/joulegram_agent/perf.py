@@ -106,6 +106,10 @@ class PerfReader:
         self.method = Method.MEASURED if readable else Method.UNAVAILABLE
         if self._sources and not readable:
             self.reason = self._sources[0].refused
+        # Where nothing can be read the reason says so, once.
+        for source in self._sources if readable else ():
+            if source.counter is None:
+                log.warning("domain %s: %s", source.domain.id, source.refused)
 
     def domains(self) -> tuple[Domain, ...]:
         return tuple(source.domain for source in self._sources)
@@ -151,7 +155,6 @@ class PerfReader:
                     source.counter = self._open_counter(PerfEvent(pmu_type, config, place.cpus[0]))
                 except OSError as error:
                     source.refused = self._why(error, place.cpus[0])
-                    log.warning("domain %s: %s", source.domain.id, source.refused)
 
     def _event(self, name: str) -> tuple[int, int]:
         """Number of an event, and n of its scale of 2^-n J."""

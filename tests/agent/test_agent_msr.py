@@ -219,7 +219,7 @@ def test_refusals_say_what_is_missing(tmp_path: Path, number: int, said: str) ->
     assert [gap.domain for gap in reader.read().gaps] == ["package-0"]
 
 
-def test_one_refused_package_stays_in_the_set(tmp_path: Path) -> None:
+def test_one_refused_package_stays_in_the_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """D-05, D-10: of two sockets one is refused: it is a gap with the reason, not 0 and not left out."""
     machine = MsrMachine(tmp_path, packages=2, faults={(1, None): errno.EPERM})
     reader = reading(machine)
@@ -228,6 +228,7 @@ def test_one_refused_package_stays_in_the_set(tmp_path: Path) -> None:
     (gap,) = reader.read().gaps
     assert gap.domain == "package-1"
     assert gap.reason.startswith("permission_denied: ")
+    assert caplog.messages == [f"domain package-1: {gap.reason}"]
 
 
 @pytest.mark.parametrize("address", [0x606, 0x611])

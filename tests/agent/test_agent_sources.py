@@ -100,10 +100,13 @@ def test_auto_takes_perf_and_says_why(tmp_path: Path, monkeypatch: pytest.Monkey
     )
 
 
-def test_auto_models_and_says_why_not_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """D-06, D-12: without any counter it is the model, with three reasons."""
+def test_auto_models_and_says_why_not_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """D-06, D-12: without any counter it is the model, with three reasons, and no warning: most machines are such."""
     reader = Machine(tmp_path, monkeypatch).without_powercap().without_msr().without_perf().open()
     assert (reader.source, reader.method) == ("model", Method.MODELLED)
+    assert caplog.messages == []
     assert reader.reason is not None
     one, two, three = reader.reason.split("; ", 2)
     assert one.startswith("no_powercap: ")
