@@ -16,13 +16,25 @@ import errno
 import os
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from joulegram_agent.msr import MsrReader
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 INTEL = {"unit": 0x606, "package": 0x611, "dram": 0x619, "core": 0x639, "uncore": 0x641, "psys": 0x64D}
 AMD = {"unit": 0xC0010299, "package": 0xC001029B, "core": 0xC001029A}
+
+AMD_MACHINE: dict[str, Any] = {
+    "vendor": "AuthenticAMD",
+    "family": 0x19,
+    "model": 0x01,
+    "shift": 16,
+    "by_die": False,
+    "dram": False,
+}
+"""Options of a machine of AMD's."""
 
 
 class SimMsr:
@@ -187,3 +199,9 @@ class MsrMachine:
             text = "\n".join(f"processor\t: {cpu}\n{one}" for cpu in self.place_of)
         (self.root / "proc").mkdir()
         (self.root / "proc" / "cpuinfo").write_text(text)
+
+
+def reading(machine: MsrMachine) -> MsrReader:
+    """A reader of the machine's registers, AMD's and faults too."""
+    root = machine.root
+    return MsrReader(root / "dev", root / "sys", root / "proc", open_msr=machine.open_msr)
