@@ -44,7 +44,10 @@ _PREFIX = struct.Struct(">BL")
 
 _PREFIX_BYTES = _PREFIX.size
 _TALK_BYTES = 64 * 1024
-"""Of one message of a stream."""
+"""Of the messages of a stream that its method has not read."""
+
+_KEPT_BYTES = 64
+"""What a message takes beside its bytes."""
 
 
 class Refused:
@@ -79,13 +82,13 @@ class NotGrpc(Refused):
 class UnaryCall:
     """A call of a `Unary` method."""
 
-    __slots__ = ("_chunks", "_compressed", "_have", "_hold", "_max_bytes", "_method", "_need", "_stream", "_task")
+    __slots__ = ("_body", "_compressed", "_have", "_hold", "_max_bytes", "_method", "_need", "_stream", "_task")
 
     def __init__(self, stream: Stream, method: Unary, max_bytes: int) -> None:
         self._stream = stream
         self._method = method
         self._max_bytes = max_bytes
-        self._chunks: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._have = 0
         self._need = -1
         """Of the message with its prefix; -1 while that has not come."""
@@ -95,7 +98,12 @@ class UnaryCall:
 
     def data(self, chunk: bytes) -> None:
         """More of the message."""
-        self._chunks.append(chunk)
+        if not self._body:
+            self._body = chunk
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += chunk  # not kept each for itself, which costs a small one many times its size
         self._have += len(chunk)
         try:
             if self._hold is not None:
@@ -114,10 +122,9 @@ class UnaryCall:
             code = code_pb2.INTERNAL if self._have else code_pb2.UNIMPLEMENTED
             self._refuse(CallRefusedError(code, text))
             return
-        chunks = self._chunks
-        chunks[0] = chunks[0][_PREFIX_BYTES:]
-        message = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        self._chunks = []
+        with memoryview(self._body) as whole:
+            message = bytes(whole[_PREFIX_BYTES:])
+        self._body = b""
         self._stream.busy = True
         self._task = asyncio.get_running_loop().create_task(self._run(message, self._hold))
 
@@ -127,16 +134,15 @@ class UnaryCall:
 
     def gone(self) -> None:
         """Nobody waits for the answer; what was taken is taken."""
-        if self._task is None:
+        if not self._stream.busy:
             self._leave()
 
     def room(self) -> None:
-        """There is no more to send."""
+        """The answer is on its way."""
+        self._leave()
 
     def _begin(self) -> None:
-        if len(self._chunks) > 1:
-            self._chunks = [b"".join(self._chunks)]
-        compressed, size = _PREFIX.unpack_from(self._chunks[0])
+        compressed, size = _PREFIX.unpack_from(self._body)
         if compressed > 1:
             raise CallRefusedError(code_pb2.INTERNAL, f"got a message with flag {compressed}, expected 0 or 1")
         if size > self._max_bytes:
@@ -165,7 +171,8 @@ class UnaryCall:
                 stream.body(_PREFIX.pack(0, len(answer)) + answer)
                 stream.finish(OK_BLOCK)
         finally:
-            self._leave()
+            if not self._stream.stuck:  # an answer that waits to be read may be as large as what was asked
+                self._leave()
             self._stream.busy = False
             self._stream.settle()
 
@@ -180,7 +187,7 @@ class UnaryCall:
         return await inflate(message, decoder, hold, self._max_bytes)
 
     def _refuse(self, error: JoulegramError) -> None:
-        self._chunks = []
+        self._body = b""
         if self._stream.answered:
             return
         self._method.refused(error)
@@ -201,10 +208,13 @@ class TalkCall:
         self._stream = stream
         self._buffer = bytearray()
         self._messages: deque[bytes] = deque()
+        self._unread = 0
+        self._heard = False
         self._changed = asyncio.Event()
         self._begun = False
         stream.busy = True
         self._task = asyncio.get_running_loop().create_task(self._run(method))
+        self._task.add_done_callback(self._done)
 
     async def receive(self) -> bytes | None:
         """The next message; None behind the last."""
@@ -214,6 +224,7 @@ class TalkCall:
         if not self._messages:
             return None
         message = self._messages.popleft()
+        self._unread -= len(message) + _KEPT_BYTES
         self._stream.grant(len(message) + _PREFIX_BYTES)
         return message
 
@@ -232,25 +243,29 @@ class TalkCall:
         self._buffer += chunk
         while len(self._buffer) >= _PREFIX_BYTES:
             compressed, size = _PREFIX.unpack_from(self._buffer)
-            if compressed or size > _TALK_BYTES:
-                text = f"got a message of {size} bytes with flag {compressed}, expected at most {_TALK_BYTES} and 0"
-                self._task.cancel()
-                self._stream.finish(
-                    refusal_block(CallRefusedError(code_pb2.RESOURCE_EXHAUSTED, text), begun=self._begun)
-                )
+            if compressed or self._unread + size > _TALK_BYTES:
+                text = f"got {self._unread + size} bytes unread with flag {compressed}, expected at most {_TALK_BYTES}"
+                self._refuse(CallRefusedError(code_pb2.RESOURCE_EXHAUSTED, f"{text} and 0"))
                 return
             if len(self._buffer) < _PREFIX_BYTES + size:
                 break
             self._messages.append(bytes(self._buffer[_PREFIX_BYTES : _PREFIX_BYTES + size]))
+            self._unread += size + _KEPT_BYTES
+            self._heard = True
             del self._buffer[: _PREFIX_BYTES + size]
         self._changed.set()
 
     def end(self) -> None:
         """There are no more."""
+        if self._buffer:
+            text = f"got {len(self._buffer)} bytes of a message, expected all of it"
+            self._refuse(CallRefusedError(code_pb2.INTERNAL, text))
         self._changed.set()
 
     def late(self, limit_s: float) -> None:
-        """A stream may be open for long."""
+        """A stream may be open for long, once it has asked for something."""
+        if not self._heard:
+            self._refuse(SlowSenderError(f"got no message in {limit_s:g} s, expected one"))
 
     def gone(self) -> None:
         """Nobody waits for the answers."""
@@ -263,7 +278,8 @@ class TalkCall:
     async def _run(self, method: Streaming) -> None:
         block = OK_BLOCK
         try:
-            await method.serve(self)
+            with method.admission.enter(_TALK_BYTES):
+                await method.serve(self)
             if not self._begun:
                 block = ANSWER_BLOCK + OK_BLOCK
         except JoulegramError as error:
@@ -273,6 +289,14 @@ class TalkCall:
             refusal = CallRefusedError(code_pb2.INTERNAL, "the receiver failed; its log says why")
             block = refusal_block(refusal, begun=self._begun)
         finally:
-            self._stream.busy = False
             self._stream.finish(block)
-            self._stream.settle()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """Also of a task that was cancelled before it had begun, in which nothing runs."""
+        del task
+        self._stream.busy = False
+        self._stream.settle()
+
+    def _refuse(self, error: JoulegramError) -> None:
+        self._task.cancel()
+        self._stream.finish(refusal_block(refusal_of(error), begun=self._begun))

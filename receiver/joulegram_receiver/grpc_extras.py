@@ -13,6 +13,7 @@ from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2
 
 from joulegram_pipeline.errors import WireError
+from joulegram_receiver.admission import Admission
 from joulegram_receiver.grpc_methods import CallRefusedError, Streaming, Unary
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ OTLP_SERVICES = (
 )
 
 _MAX_WATCHERS = 256
+_MAX_CHECK_BYTES = 4096
+_CHECKS_BYTES = 16 * 1024 * 1024
+"""Of all that have begun; who asks needs no token, so it is not what requests have."""
 
 
 class Health:
@@ -52,7 +56,8 @@ class Health:
 
     def methods(self) -> dict[str, Method]:
         """Check and Watch, by their paths."""
-        return {f"/{HEALTH_SERVICE}/Check": Unary(self._check), f"/{HEALTH_SERVICE}/Watch": Streaming(self._watch)}
+        check = Unary(self._check, admission=Admission(_CHECKS_BYTES), max_bytes=_MAX_CHECK_BYTES)
+        return {f"/{HEALTH_SERVICE}/Check": check, f"/{HEALTH_SERVICE}/Watch": Streaming(self._watch)}
 
     def set_serving(self, serving: bool) -> None:
         """Answer SERVING or NOT_SERVING from now on, and tell those who watch."""

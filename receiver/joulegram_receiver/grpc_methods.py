@@ -32,6 +32,9 @@ _SAFE = frozenset(range(0x20, 0x7F)) - {ord("%")}
 _MAX_MESSAGE_BYTES = 4096
 """Of a status message; what quotes a request may be long, and clients limit what they read of trailers."""
 
+_TALKS_BYTES = 64 * 1024 * 1024
+"""Of all calls of a method of streams."""
+
 _HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"gzip,deflate,zstd"))
 ANSWER_BLOCK = header_block(_HEAD)
 """The head of an answer that has a message."""
@@ -78,18 +81,26 @@ class Unary:
         answer: given the message, the call's header fields and what it holds; raises JoulegramError to refuse.
         refused: told of each refusal, also of those made before the message was whole.
         admission: what its messages are held in while they come.
+        max_bytes: a larger message is refused, before and after decompression; None leaves that to the server.
     """
 
     answer: Callable[[bytes, Head, Hold], Awaitable[bytes]]
     refused: Callable[[JoulegramError], None] = _nothing
     admission: Admission = field(default_factory=Admission)
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """A method of any number of messages and answers; `serve` may raise JoulegramError to refuse."""
+    """A method of any number of messages and answers; `serve` may raise JoulegramError to refuse.
+
+    Args:
+        serve: handles one call.
+        admission: each call holds in it, while it lasts, all that it may have unread.
+    """
 
     serve: Callable[[Talk], Awaitable[None]]
+    admission: Admission = field(default_factory=lambda: Admission(_TALKS_BYTES))
 
 
 Method: TypeAlias = Unary | Streaming

@@ -168,5 +168,6 @@ class GrpcServer:
             text = f"got method {head.path[:200].decode('latin-1')!r}, expected one of {expected}"
             return Refused(stream, CallRefusedError(code_pb2.UNIMPLEMENTED, text))
         if isinstance(method, Unary):
-            return UnaryCall(stream, method, self._max_recv_bytes)
+            max_bytes = self._max_recv_bytes
+            return UnaryCall(stream, method, min(max_bytes, method.max_bytes or max_bytes))
         return TalkCall(stream, method)

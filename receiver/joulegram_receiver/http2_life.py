@@ -173,7 +173,7 @@ class ConnectionLife:
                 stream.abort(Code.CANCEL)
             elif not stream.whole and not stream.answered and stream.exchange is not None:
                 stream.exchange.late(self._limits.request_s)
-        if any(stream.stuck or not stream.whole for stream in self._connection.streams.values()):
+        if self._connection.streams:
             self.watch_requests()
 
     def _arm(self, name: str, delay_s: float, action: Callable[[], None]) -> None:

@@ -182,6 +182,7 @@ class Stream:
         """Let the connection forget it, once it is closed and nobody works on it."""
         if self.closed and not self.busy:
             self._wire.forget(self)
+            self.exchange = None  # which has this: what it holds of a body would be there until a collection
 
     @property
     def stuck(self) -> bool:
