@@ -32,7 +32,7 @@ class Reader(Protocol):
 
     @property
     def source(self) -> str:
-        """``powercap``, ``msr``, ``perf``, ``model`` or ``none``."""
+        """``powercap``, ``msr``, ``perf``, ``nvml``, ``model`` or ``none``; two side by side joined by ``+``."""
 
     @property
     def method(self) -> Method:

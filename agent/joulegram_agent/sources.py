@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from joulegram_agent.beside import with_gpus
 from joulegram_agent.model import WATTS_IDLE, WATTS_MAX, ModelReader
 from joulegram_agent.msr import MsrReader
+from joulegram_agent.nvml import NvmlReader
+from joulegram_agent.nvml_library import LIBRARY
 from joulegram_agent.perf import PerfReader
 from joulegram_agent.powercap import PowercapReader
 from joulegram_agent.reader import NoEnergyReader, Reader
@@ -17,9 +20,9 @@ if TYPE_CHECKING:
     from joulegram_pipeline.clock import Clock
 
 COUNTERS = ("powercap", "msr", "perf")
-"""The sources that measure, in the order in which ``auto`` tries them."""
+"""The sources that measure CPUs, in the order in which ``auto`` tries them."""
 
-SOURCES = ("auto", *COUNTERS, "model", "none")
+SOURCES = ("auto", *COUNTERS, "nvml", "model", "none")
 
 
 def open_reader(
@@ -31,19 +34,21 @@ def open_reader(
     watts_idle: float = WATTS_IDLE,
     watts_max: float = WATTS_MAX,
     clock: Clock | None = None,
+    nvml_library: str = LIBRARY,
 ) -> Reader:
     """Open the source asked for; missing hardware is a reason, never an error.
 
     Args:
         source: ``auto``: the first of `COUNTERS` that measures anything, else the model, with the reasons why not
-            those before it. One of `COUNTERS`: that or no energy. ``model``: always the model. ``none``: no
-            energy.
+            those before it; the NVIDIA boards beside it, where there are any. One of `COUNTERS`, or ``nvml`` for the
+            boards alone: that or no energy. ``model``: always the model. ``none``: no energy.
         sysfs_root: ``/sys``, or where the host's is mounted.
         proc_root: ``/proc``, or where the host's is mounted.
         dev_root: ``/dev``, or where the host's is mounted.
         watts_idle: for the model, watts of an idle logical CPU.
         watts_max: for the model, watts of a busy logical CPU.
-        clock: for the model.
+        clock: for the model, and for boards whose power is added up.
+        nvml_library: the NVIDIA library's name or path.
 
     Raises:
         ConfigError: a source that is none of `SOURCES`, or watts the model refuses.
@@ -52,19 +57,26 @@ def open_reader(
         raise ConfigError("source", source, "one of " + ", ".join(SOURCES))
     if source == "none":
         return NoEnergyReader("disabled")
+    if source == "nvml":
+        boards = NvmlReader(nvml_library, clock)
+        if boards.domains():
+            return boards
+        boards.close()
+        return NoEnergyReader(boards.reason or source)
     reasons: list[str] = []
     for name in COUNTERS:
         if source not in {"auto", name}:
             continue
         reader = _open_counters(name, sysfs_root, proc_root, dev_root, "; ".join(reasons) or None)
         if reader.method is Method.MEASURED:
-            return reader
+            return with_gpus(reader, nvml_library, clock) if source == "auto" else reader
         reasons.append(reader.reason or name)
         reader.close()
     reason = "; ".join(reasons) or None
     if source in COUNTERS:
         return NoEnergyReader(reason or source)
-    return ModelReader(proc_root, reason, watts_idle=watts_idle, watts_max=watts_max, clock=clock)
+    model = ModelReader(proc_root, reason, watts_idle=watts_idle, watts_max=watts_max, clock=clock)
+    return with_gpus(model, nvml_library, clock) if source == "auto" else model
 
 
 def _open_counters(name: str, sysfs_root: Path, proc_root: Path, dev_root: Path, instead_of: str | None) -> Reader:

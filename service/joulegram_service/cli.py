@@ -81,7 +81,7 @@ FactorSourceFlag = Annotated[
 ]
 SourceFlag = Annotated[
     str | None,
-    typer.Option("--source", help="auto, powercap, msr, perf, model or none.", show_default="auto"),
+    typer.Option("--source", help="auto, powercap, msr, perf, nvml, model or none.", show_default="auto"),
 ]
 SysfsFlag = Annotated[
     Path | None, typer.Option("--sysfs-root", help="Where /sys is, or a copy of it.", show_default="/sys")

@@ -144,5 +144,5 @@ def test_no_energy_is_no_error(tmp_path: Path, source: str, reason: str) -> None
 
 def test_unknown_source_is_refused() -> None:
     """S0-20: the error quotes what was got and lists what may be."""
-    with pytest.raises(ConfigError, match=r"'rapl'.*auto, powercap, msr, perf, model, none"):
+    with pytest.raises(ConfigError, match=r"'rapl'.*auto, powercap, msr, perf, nvml, model, none"):
         open_reader("rapl")

@@ -17,11 +17,16 @@ from joulegram_agent.reader import NoEnergyReader, Reader
 from joulegram_agent.sources import COUNTERS, open_reader
 from joulegram_pipeline.energy import Method
 from simulators.msr import MsrMachine
+from simulators.nvml import NvmlSim, SimBoard, uuid
 from simulators.perf import PowerPmu
 from simulators.powercap import PowercapTree
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+NO_LIBRARY = "libnvidia-ml-that-is-not-there.so.1"
+"""A machine that has boards shows them beside whatever `auto` takes."""
 
 
 class Machine:
@@ -38,9 +43,13 @@ class Machine:
         monkeypatch.setattr(sources, "MsrReader", partial(MsrReader, open_msr=self.registers.open_msr))
         monkeypatch.setattr(sources, "PerfReader", perf)
 
-    def open(self, source: str = "auto") -> Reader:
+    def open(self, source: str = "auto", nvml_library: str = NO_LIBRARY) -> Reader:
         return open_reader(
-            source, sysfs_root=self.root / "sys", proc_root=self.root / "proc", dev_root=self.root / "dev"
+            source,
+            sysfs_root=self.root / "sys",
+            proc_root=self.root / "proc",
+            dev_root=self.root / "dev",
+            nvml_library=nvml_library,
         )
 
     def without_powercap(self) -> Machine:
@@ -123,6 +132,34 @@ def test_a_named_source_is_not_replaced(
     assert isinstance(reader, NoEnergyReader)
     assert reader.reason is not None
     assert missing in reader.reason
+
+
+@pytest.mark.parametrize("source", ["powercap", "model"])
+def test_auto_puts_the_boards_beside_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """S0-20: whatever measures or models the CPUs; the method is mixed where one is modelled."""
+    machine = Machine(tmp_path, monkeypatch)
+    if source == "model":
+        machine.without_powercap().without_msr().without_perf()
+    board = SimBoard(uuid(1))
+    reader = machine.open(nvml_library=NvmlSim(tmp_path / "nvml", board).library)
+    assert reader.source == f"{source}+nvml"
+    assert reader.method is (Method.MEASURED if source == "powercap" else Method.MIXED)
+    assert [domain.id for domain in reader.domains()][-1] == board.domain
+    assert board.domain in reader.read().counters_uj
+    reader.close()
+
+
+def test_the_boards_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--source nvml`; and where there is no library it is no energy and the reason."""
+    machine = Machine(tmp_path, monkeypatch)
+    board = SimBoard(uuid(1))
+    reader = machine.open("nvml", NvmlSim(tmp_path / "nvml", board).library)
+    assert (reader.source, [domain.id for domain in reader.domains()]) == ("nvml", [board.domain])
+    reader.close()
+    none = machine.open("nvml")
+    assert isinstance(none, NoEnergyReader)
+    assert none.reason is not None
+    assert none.reason.startswith("no_nvml: ")
 
 
 def test_the_agent_takes_the_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
