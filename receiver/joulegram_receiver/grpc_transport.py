@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from typing import TYPE_CHECKING, Self
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS = 1024
 _GRACE_S = 5.0
 _HANDSHAKE_S = 10.0
+_CONTENT_TYPE = re.compile(rb"application/grpc(?:[+;]|$)", re.IGNORECASE)
+"""gRPC-Web begins with the same, and cannot read what we say."""
 
 
 class GrpcServer:
@@ -156,7 +159,7 @@ class GrpcServer:
             return Refused(stream, CallRefusedError(code_pb2.RESOURCE_EXHAUSTED, text))
         if head.method != b"POST":
             return NotGrpc(stream, b"405")
-        if not head.get(b"content-type").startswith(b"application/grpc"):
+        if not _CONTENT_TYPE.match(head.get(b"content-type")):
             return NotGrpc(stream, b"415")
         if self._authorize is not None:
             refusal = self._authorize(head)

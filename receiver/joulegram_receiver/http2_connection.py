@@ -48,6 +48,9 @@ CONNECTION_WINDOW_BYTES = 64 * 1024 * 1024
 _FREE_FRAMES_PER_S = 4000
 """Of those that cost the peer nothing; a client that gives up all its calls at once needs a thousand."""
 
+_STREAMS_OF_A_FRAME = 16
+"""Looked at in the time that another frame takes."""
+
 _MAX_UNWANTED = 1024
 
 _DRAIN_PING = b"joulgram"
@@ -92,9 +95,7 @@ class Http2Connection(Http2Wire):
         if self.streams.pop(stream.stream_id, None) is not None:
             self._life.used()
             if not stream.whole:
-                self._unwanted[stream.stream_id] = None
-                if len(self._unwanted) > _MAX_UNWANTED:
-                    del self._unwanted[next(iter(self._unwanted))]
+                self._read_past(stream.stream_id)
             if self._refuse_above < MAX_STREAM_ID and not self.streams:
                 self._close()
 
@@ -160,6 +161,7 @@ class Http2Connection(Http2Wire):
             self._on_stray_data(flags, stream_id, stream, size)
             return
         stream.took(size, len(payload))
+        stream.grant(size - len(payload))  # padding, which is no part of the body that there is room for
         if flags & Flag.END_STREAM:
             stream.ended()
         exchange = stream.exchange
@@ -173,7 +175,7 @@ class Http2Connection(Http2Wire):
 
     def _on_stray_data(self, flags: int, stream_id: int, stream: Stream | None, size: int) -> None:
         """A body of which nobody wants more: that of a request refused is read past, any other is a fault."""
-        if stream_id == 0 or (stream_id > self._last_id and stream_id <= self._refuse_above):
+        if not self._was_opened(stream_id):
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"got DATA of stream {stream_id}, which was never opened")
         refused = stream_id in self._unwanted or stream_id > self._refuse_above
         if not refused and (stream is None or stream.whole):
@@ -228,10 +230,15 @@ class Http2Connection(Http2Wire):
             self._on_trailers(stream, flags, head)
             return
         if stream_id <= self._last_id:
+            if flags & Flag.END_STREAM and self._unwanted.pop(stream_id, stream_id) is None:
+                return
             raise ConnectionFault(Code.STREAM_CLOSED, f"got HEADERS of stream {stream_id}, which is closed")
         if stream_id > self._refuse_above:
             return
         self._last_id = stream_id
+        refused = head.fault is not None or len(self.streams) >= self._limits.max_streams
+        if refused and not flags & Flag.END_STREAM:
+            self._read_past(stream_id)
         if head.fault is not None:
             raise StreamFault(stream_id, Code.PROTOCOL_ERROR, head.fault)
         if len(self.streams) >= self._limits.max_streams:
@@ -243,6 +250,14 @@ class Http2Connection(Http2Wire):
         exchange = stream.exchange = self._host.open(stream)
         if stream.whole and not stream.answered:
             exchange.end()
+        if stream.answered:
+            self._ration()
+
+    def _read_past(self, stream_id: int) -> None:
+        """What is on its way of a request is wanted no more."""
+        self._unwanted[stream_id] = None
+        if len(self._unwanted) > _MAX_UNWANTED:
+            del self._unwanted[next(iter(self._unwanted))]
 
     def _on_trailers(self, stream: Stream, flags: int, head: Head) -> None:
         if stream.whole:
@@ -276,7 +291,7 @@ class Http2Connection(Http2Wire):
         self._ration()
         if len(payload) != 4:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "got RST_STREAM of another size than 4")
-        if stream_id == 0 or stream_id > self._last_id:
+        if not self._was_opened(stream_id):
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"got RST_STREAM of stream {stream_id}, which was never opened")
         stream = self.streams.get(stream_id)
         if stream is not None:
@@ -303,6 +318,9 @@ class Http2Connection(Http2Wire):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"got MAX_FRAME_SIZE {value}, expected 2^14 to 2^24-1")
         self.send(frame(Kind.SETTINGS, Flag.ACK, 0))  # before what the new window lets go
         more, self._peer_window = window - self._peer_window, window
+        if not more:
+            return
+        self._ration(len(self.streams) // _STREAMS_OF_A_FRAME)
         for stream in tuple(self.streams.values()):
             try:
                 stream.widen(more)
@@ -335,9 +353,9 @@ class Http2Connection(Http2Wire):
         if len(payload) != 4:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "got WINDOW_UPDATE of another size than 4")
         more = WORD.unpack(payload)[0] & MAX_WINDOW_BYTES
-        if stream_id > self._last_id:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, f"got WINDOW_UPDATE of stream {stream_id}, never opened")
         if stream_id:
+            if not self._was_opened(stream_id):
+                raise ConnectionFault(Code.PROTOCOL_ERROR, f"got WINDOW_UPDATE of stream {stream_id}, never opened")
             if not more:
                 raise StreamFault(stream_id, Code.PROTOCOL_ERROR, "got WINDOW_UPDATE of 0")
             stream = self.streams.get(stream_id)
@@ -348,24 +366,32 @@ class Http2Connection(Http2Wire):
             return
         if not more:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "got WINDOW_UPDATE of 0")
+        full = self.send_window <= 0
         self.send_window = widened(self.send_window, more)
+        if not full:
+            return  # nobody waits for it
+        self._ration(1 + len(self.streams) // _STREAMS_OF_A_FRAME)
         for stream in tuple(self.streams.values()):
             stream.pump()
+
+    def _was_opened(self, stream_id: int) -> bool:
+        """Whether a frame of a stream may come; one begun behind our last word was, and we looked past it."""
+        return 0 < stream_id <= self._last_id or stream_id > self._refuse_above
 
     def _unpadded(self, payload: memoryview) -> memoryview:
         if not payload or payload[0] >= len(payload):
             raise ConnectionFault(Code.PROTOCOL_ERROR, "got padding as long as its frame or longer")
         return payload[1 : len(payload) - payload[0]]
 
-    def _ration(self) -> None:
-        """Count a frame that cost the peer nothing."""
-        self._free_frames += 1
+    def _ration(self, cost: int = 1) -> None:
+        """Count a frame that cost the peer nothing, as many times as it takes our time."""
+        self._free_frames += cost
         if self._free_frames > _FREE_FRAMES_PER_S:
             now_s = self._loop.time()
             if now_s - self._free_since_s < 1:
                 raise ConnectionFault(
                     Code.ENHANCE_YOUR_CALM,
-                    f"got more than {_FREE_FRAMES_PER_S} resets, pings, settings or empty frames in a second",
+                    f"got more than {_FREE_FRAMES_PER_S} resets, pings, settings, refusals or empty frames in a second",
                 )
             self._free_since_s, self._free_frames = now_s, 0
 

@@ -27,6 +27,7 @@ _INLINE_BYTES = 1024 * 1024
 """Decompressed on the event loop; what is above it is done beside it, so that others are answered meanwhile."""
 
 _STEP_BYTES = 256 * 1024
+_PART_BYTES = 64 * 1024
 _GZIP_WINDOW = 31
 _ZLIB_WINDOW = 15
 _ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
@@ -203,7 +204,10 @@ async def inflate(data: bytes, decoder: Decoder, hold: Hold, max_bytes: int) -> 
         OverloadError: there is no room for them now.
     """
     out = BytesIO()
-    await _append(data, decoder, out, hold, max_bytes)
+    # In parts, because each member of gzip copies what is behind it; others have their turn between them.
+    for at in range(0, len(data), _PART_BYTES):
+        await _append(data[at : at + _PART_BYTES], decoder, out, hold, max_bytes)
+        await asyncio.sleep(0)
     decoder.close()
     return out.getvalue()
 

@@ -229,16 +229,6 @@ def test_a_connection_that_is_closed_is_gone_though_its_client_does_not_read(hal
 # -- what is in memory -----------------------------------------------------------------------------------------------
 
 
-async def _settled(client: Http2Client) -> None:
-    """All that was sent has been handled."""
-    await client.send(frame(Kind.PING, 0, 0, b"settled!"))
-    await client.until(Kind.PING, 0, Flag.ACK)
-
-
-async def _status(client: Http2Client, stream_id: int) -> int:
-    return int(client.fields(await client.until(Kind.HEADERS, stream_id, Flag.END_STREAM))[b"grpc-status"])
-
-
 def test_a_call_given_up_leaves_nothing_to_collect() -> None:
     """What it held is given back, so its body must be gone, and not wait for a collection of garbage."""
 
@@ -247,11 +237,11 @@ def test_a_call_given_up_leaves_nothing_to_collect() -> None:
             gc.collect()
             gc.disable()
             await client.send(call_head(1, ECHO_PATH), frame(Kind.DATA, 0, 1, b"\0\0\0\xff\xff" + bytes(1000)))
-            await _settled(client)
+            await client.settled()
             assert [type(each) for each in gc.get_objects()].count(UnaryCall) == 1
             await client.send(reset(1, Code.CANCEL), call_head(3, ECHO_PATH), call_body(3, b"a"))
-            assert await _status(client, 3) == code_pb2.OK
-            await _settled(client)
+            assert await client.status(3) == code_pb2.OK
+            await client.settled()
             assert [type(each) for each in gc.get_objects()].count(UnaryCall) == 0
 
     try:
@@ -268,11 +258,11 @@ def test_a_message_in_small_pieces_takes_what_it_holds() -> None:
     async def main() -> None:
         async with serving({ECHO_PATH: echo}) as server, Http2Client(server.port) as client:
             await client.send(call_head(1, ECHO_PATH), frame(Kind.DATA, 0, 1, b"\0\0\xff\xff\xff"))
-            await _settled(client)
+            await client.settled()
             tracemalloc.start()
             before, _ = tracemalloc.get_traced_memory()
             await client.send(frame(Kind.DATA, 0, 1, b"ab") * count)
-            await _settled(client)
+            await client.settled()
             after, _ = tracemalloc.get_traced_memory()
             assert echo.admission.held_bytes == 2 * count + 5
             assert after - before < 8 * count
@@ -297,7 +287,7 @@ def test_an_answer_that_is_not_read_holds_what_was_asked() -> None:
                 await client.until(Kind.HEADERS, stream_id)
                 assert echo.admission.held_bytes == 5005
                 await client.send(said)
-                await _settled(client)
+                await client.settled()
                 assert echo.admission.held_bytes == 0
 
     asyncio.run(main())
@@ -327,7 +317,7 @@ def test_a_check_of_health_is_small() -> None:
     async def main() -> None:
         async with serving(Health().methods()) as server, Http2Client(server.port) as client:
             await client.send(call_head(1, CHECK_PATH), frame(Kind.DATA, 0, 1, b"\0" + WORD.pack(1 << 20)))
-            assert await _status(client, 1) == code_pb2.RESOURCE_EXHAUSTED
+            assert await client.status(1) == code_pb2.RESOURCE_EXHAUSTED
 
     asyncio.run(main())
 
@@ -342,8 +332,8 @@ def test_what_a_method_of_streams_has_not_read_is_bounded() -> None:
         async with serving(Health().methods()) as server, Http2Client(server.port) as client:
             one = b"\0\0\0\0\0"
             await client.send(call_head(1, WATCH_PATH), *(frame(Kind.DATA, 0, 1, one * 1000) for _ in range(2)))
-            assert await _status(client, 1) == code_pb2.RESOURCE_EXHAUSTED
-            await _settled(client)
+            assert await client.status(1) == code_pb2.RESOURCE_EXHAUSTED
+            await client.settled()
             assert [len(each.streams) for each in server._connections] == [0]
 
     asyncio.run(main())
@@ -360,14 +350,14 @@ def test_calls_of_streams_are_bounded() -> None:
         method = Streaming(echo, Admission(100_000))
         async with serving({ECHO_PATH: method}) as server, Http2Client(server.port) as client:
             await client.send(call_head(1, ECHO_PATH))
-            await _settled(client)
+            await client.settled()
             await client.send(call_head(3, ECHO_PATH))
-            assert await _status(client, 3) == code_pb2.UNAVAILABLE
+            assert await client.status(3) == code_pb2.UNAVAILABLE
             await client.send(call_body(1, b"a"))
-            assert await _status(client, 1) == code_pb2.OK
+            assert await client.status(1) == code_pb2.OK
             assert method.admission.held_bytes == 0
             await client.send(call_head(5, ECHO_PATH), call_body(5, b"a"))
-            assert await _status(client, 5) == code_pb2.OK
+            assert await client.status(5) == code_pb2.OK
 
     asyncio.run(main())
 
@@ -384,7 +374,7 @@ def test_a_call_of_streams_without_a_message_is_refused(sent: bytes, status: int
         limits = Http2Limits(request_s=0.2)
         async with serving(Health().methods(), limits=limits) as server, Http2Client(server.port) as client:
             await client.send(call_head(1, WATCH_PATH), sent)
-            assert await _status(client, 1) == status
+            assert await client.status(1) == status
 
     asyncio.run(main())
 
@@ -398,9 +388,9 @@ def test_a_watch_that_is_given_up_at_once_counts_no_longer() -> None:
             Http2Client(server.port) as client,
         ):
             await client.send(*(call_head(each, WATCH_PATH) + reset(each, Code.CANCEL) for each in (1, 3)))
-            await _settled(client)
+            await client.settled()
             await client.send(call_head(5, CHECK_PATH), call_body(5, b""))
-            assert await _status(client, 5) == code_pb2.OK
+            assert await client.status(5) == code_pb2.OK
 
     asyncio.run(main())
 

@@ -242,6 +242,15 @@ class Http2Client:
                 found, self._rest = frames_of(self._rest + data)
                 self.got += found
 
+    async def settled(self) -> None:
+        """All that was sent has been handled."""
+        await self.send(frame(Kind.PING, 0, 0, b"settled!"))
+        await self.until(Kind.PING, 0, Flag.ACK)
+
+    async def status(self, stream_id: int) -> int:
+        """How a call ended, of google.rpc.Code."""
+        return int(self.fields(await self.until(Kind.HEADERS, stream_id, Flag.END_STREAM))[b"grpc-status"])
+
     def fields(self, found: Frame) -> dict[bytes, bytes]:
         """The header fields of a frame."""
         return {bytes(name): bytes(value) for name, value in self._decoder.decode(found.payload, raw=True)}
