@@ -1,4 +1,4 @@
-"""The command line: `joulegram run | serve | agent | validate | ledger verify | spool … | version`.
+"""The command line: `joulegram run | serve | agent [doctor] | validate | ledger verify | spool … | version`.
 
 Everything heavy is imported inside the command that needs it, so that `--help` stays quick.
 """
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from joulegram_agent import DEFAULT_SOCKET
 from joulegram_pipeline.errors import ConfigError, JoulegramError
+from joulegram_service.cli_agent import SourceFlag, SysfsFlag
+from joulegram_service.cli_agent import app as agent_app
 from joulegram_service.cli_spool import app as spool_app
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 ledger_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Read what was recorded.")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(agent_app, name="agent")
 app.add_typer(spool_app, name="spool")
 
 ConfigFlag = Annotated[
@@ -79,13 +81,6 @@ FactorSourceFlag = Annotated[
     str | None,
     typer.Option("--emission-factor-source", help="Who declares it; required with it.", show_default="none"),
 ]
-SourceFlag = Annotated[
-    str | None,
-    typer.Option("--source", help="auto, powercap, msr, perf, nvml, model or none.", show_default="auto"),
-]
-SysfsFlag = Annotated[
-    Path | None, typer.Option("--sysfs-root", help="Where /sys is, or a copy of it.", show_default="/sys")
-]
 
 RUN_HELP = """Run a command and say what it spent.
 
@@ -111,17 +106,6 @@ Example:
   joulegram serve --region iso3:DEU --upstream grpc://collector:4317
 
 Exit codes: 0 stopped by SIGINT or SIGTERM, all taken data recorded or in the spool; 1 it failed; 2 configuration.
-"""
-
-AGENT_HELP = """Measure the node's energy and serve it on a Unix socket.
-
-The privileged part: it reads RAPL counters and needs to read nothing else. Where there are none it models, and says so.
-
-Example:
-
-  joulegram agent --socket /run/joulegram/agent.sock
-
-Exit codes: 0 stopped by SIGINT or SIGTERM; 1 it failed; 2 configuration.
 """
 
 VALIDATE_HELP = """Check a configuration without starting anything; all faults at once.
@@ -226,18 +210,6 @@ def serve(
     from joulegram_service.serve import serve as run_service
 
     raise typer.Exit(_guarded(lambda: run_service(settings)))
-
-
-@app.command(help=AGENT_HELP)
-def agent(
-    socket: Annotated[Path, typer.Option("--socket", help="Path of the socket; its mode is 0660.")] = DEFAULT_SOCKET,
-    source: SourceFlag = None,
-    sysfs_root: SysfsFlag = None,
-) -> None:
-    """See AGENT_HELP."""
-    from joulegram_service.serve import measure
-
-    raise typer.Exit(_guarded(lambda: measure(socket, source or "auto", sysfs_root or Path("/sys"))))
 
 
 @app.command(help=VALIDATE_HELP)

@@ -2,67 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from joulegram_agent import sources
 from joulegram_agent.main import open_agent
-from joulegram_agent.msr import MsrReader
-from joulegram_agent.perf import PerfReader
 from joulegram_agent.powercap import PowercapReader
-from joulegram_agent.reader import NoEnergyReader, Reader
-from joulegram_agent.sources import COUNTERS, open_reader
+from joulegram_agent.reader import NoEnergyReader
+from joulegram_agent.sources import COUNTERS
 from joulegram_pipeline.energy import Method
-from simulators.msr import MsrMachine
+from simulators.energy_machine import Machine
 from simulators.nvml import NvmlSim, SimBoard, uuid
-from simulators.perf import PowerPmu
-from simulators.powercap import PowercapTree
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-NO_LIBRARY = "libnvidia-ml-that-is-not-there.so.1"
-"""A machine that has boards shows them beside whatever `auto` takes."""
-
-
-class Machine:
-    """A machine on which every source measures, until a test takes one away."""
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, *, packages: int = 2, dies: int = 1) -> None:
-        self.root = root
-        self.tree = PowercapTree(root / "sys", packages=packages, dies=dies, reverse=True)
-        # Dies with the same counter would be mirrors of one.
-        self.tree.advance({domain: 10**9 * number for number, domain in enumerate(self.tree.domain_ids)})
-        self.registers = MsrMachine(root, packages=packages, dies=dies)
-        self.pmu = PowerPmu(self.registers, f"0-{packages * dies - 1}")
-        perf = partial(PerfReader, open_counter=self.pmu.open_counter)
-        monkeypatch.setattr(sources, "MsrReader", partial(MsrReader, open_msr=self.registers.open_msr))
-        monkeypatch.setattr(sources, "PerfReader", perf)
-
-    def open(self, source: str = "auto", nvml_library: str = NO_LIBRARY) -> Reader:
-        return open_reader(
-            source,
-            sysfs_root=self.root / "sys",
-            proc_root=self.root / "proc",
-            dev_root=self.root / "dev",
-            nvml_library=nvml_library,
-        )
-
-    def without_powercap(self) -> Machine:
-        (self.root / "sys/class/powercap").rename(self.root / "hidden")
-        return self
-
-    def without_msr(self) -> Machine:
-        self.registers.faults = dict.fromkeys(((cpu, None) for cpu in self.registers.place_of), errno.EPERM)
-        return self
-
-    def without_perf(self) -> Machine:
-        self.pmu.refuses = errno.EACCES
-        return self
 
 
 @pytest.mark.parametrize(("packages", "dies"), [(1, 1), (2, 1), (2, 2), (11, 1)])

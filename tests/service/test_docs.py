@@ -57,11 +57,11 @@ def flat(raw: dict[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command that does something, with its words."""
+    if not hasattr(group, "commands") or group.invoke_without_command:
+        yield path, group
     if hasattr(group, "commands"):
         for name, command in group.commands.items():
             yield from commands(command, (*path, name))
-    else:
-        yield path, group
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -191,6 +191,7 @@ def test_what_is_said_of_a_commands_flags_is_so() -> None:
     assert not {"--grpc-endpoint", "--http-endpoint", "--metrics-endpoint"} & flags_of(COMMANDS["run",])
     assert flags_of(COMMANDS["validate",]) - {"--help"} == {"--config", "--data-dir", "--region", "--upstream"}
     assert flags_of(COMMANDS["agent",]) - {"--help"} == {"--socket", "--source", "--sysfs-root"}
+    assert flags_of(COMMANDS["agent", "doctor"]) - {"--help"} == {"--sysfs-root", "--json"}
     assert flags_of(COMMANDS["ledger", "verify"]) - {"--help"} == {"--expect-head", "--expect-lines"}
 
 

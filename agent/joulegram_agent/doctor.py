@@ -1,0 +1,160 @@
+"""What of this machine's energy can be read, what not, and the one least privilege that would mend it.
+
+1. Every source is opened and its domains are read once.
+2. `auto`'s choice is asked for, as `joulegram agent` would make it.
+3. Where that does not measure, the first advice of `_ADVICE` whose source and reason are there is given: they stand in
+   the order of what they allow beside reading energy, the least first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from joulegram_agent.nvml_library import LIBRARY
+from joulegram_agent.reasons import NO_POWERCAP, PERMISSION_DENIED
+from joulegram_agent.sources import COUNTERS, open_reader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from joulegram_agent.reader import Reader
+    from joulegram_pipeline.energy import Method
+
+_READ_POWERCAP = (
+    "run the agent as uid 0 without any capability, or as its own user with CAP_DAC_READ_SEARCH alone (systemd: "
+    "AmbientCapabilities=CAP_DAC_READ_SEARCH): the counters are readable by root only"
+)
+_READ_PERF = (
+    "give the agent CAP_PERFMON alone (systemd: AmbientCapabilities=CAP_PERFMON), and start it with --source perf"
+)
+_READ_MSR = (
+    "run the agent as uid 0 with CAP_SYS_RAWIO, which allows far more than reading energy: prefer a kernel with "
+    "powercap or the power PMU"
+)
+_LOAD_MODULES = (
+    "load a module: intel_rapl_common and intel_rapl_msr show the counters of Intel and AMD under "
+    "/sys/class/powercap; in a virtual machine there is mostly nothing to show, and the model is what there is"
+)
+_ADVICE = (
+    ("powercap", PERMISSION_DENIED, _READ_POWERCAP),
+    ("perf", PERMISSION_DENIED, _READ_PERF),
+    ("msr", PERMISSION_DENIED, _READ_MSR),
+    ("powercap", NO_POWERCAP, _LOAD_MODULES),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One source.
+
+    Args:
+        source: its name.
+        domains: that were read.
+        refused: those that were not, each with its reason.
+        reason: why nothing can be read; None where something was.
+    """
+
+    source: str
+    domains: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What `joulegram agent doctor` prints.
+
+    Args:
+        found: of each source, in the order in which ``auto`` tries them, then the boards.
+        takes: what ``auto`` takes.
+        method: of that.
+        advice: what would make CPU energy measured; None where it is, or where nothing would.
+    """
+
+    found: tuple[Found, ...]
+    takes: str
+    method: Method
+    advice: str | None
+
+    @property
+    def measures(self) -> bool:
+        """Whether one source measures the CPUs, and has all of its domains."""
+        return _measures(self.found)
+
+    def text(self) -> str:
+        """For people."""
+        lines = []
+        for each in self.found:
+            lines.append(f"{each.source:<9} {', '.join(each.domains) or 'nothing'}")
+            lines += [f"{'':<9} not {domain}: {reason}" for domain, reason in each.refused]
+            if each.reason is not None:
+                lines.append(f"{'':<9} {each.reason}")
+        lines.append(f"{'auto':<9} takes {self.takes}, {self.method.value}")
+        if self.advice is not None:
+            lines.append(f"{'to do':<9} {self.advice}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "sources": [
+                {
+                    "source": each.source,
+                    "domains": list(each.domains),
+                    "refused": dict(each.refused),
+                    "reason": each.reason,
+                }
+                for each in self.found
+            ],
+            "auto": {"source": self.takes, "method": self.method.value},
+            "advice": self.advice,
+        }
+
+
+def examine(
+    sysfs_root: Path = Path("/sys"),
+    proc_root: Path = Path("/proc"),
+    dev_root: Path = Path("/dev"),
+    nvml_library: str = LIBRARY,
+) -> Diagnosis:
+    """Try every source; see `open_reader` for the arguments."""
+
+    def opened(source: str) -> Reader:
+        return open_reader(
+            source, sysfs_root=sysfs_root, proc_root=proc_root, dev_root=dev_root, nvml_library=nvml_library
+        )
+
+    found = tuple(_try(source, opened) for source in (*COUNTERS, "nvml"))
+    auto = opened("auto")
+    takes, method = auto.source, auto.method
+    auto.close()
+    return Diagnosis(found, takes, method, None if _measures(found) else _advice(found))
+
+
+def _measures(found: tuple[Found, ...]) -> bool:
+    return any(each.domains and not each.refused for each in found if each.source in COUNTERS)
+
+
+def _try(source: str, opened: Callable[[str], Reader]) -> Found:
+    reader = opened(source)
+    try:
+        reading = reader.read()
+    finally:
+        reader.close()
+    return Found(
+        source,
+        tuple(reading.counters_uj),
+        tuple((gap.domain, gap.reason) for gap in reading.gaps),
+        reader.reason if not reading.counters_uj else None,
+    )
+
+
+def _advice(found: tuple[Found, ...]) -> str | None:
+    for source, code, text in _ADVICE:
+        for each in found:
+            reasons = [each.reason or "", *(reason for _, reason in each.refused)]
+            if each.source == source and any(reason.startswith(code) for reason in reasons):
+                return text
+    return None

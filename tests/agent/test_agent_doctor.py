@@ -1,0 +1,84 @@
+"""`joulegram agent doctor`: what it finds on machines of each kind, and the least privilege it asks for."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.testing import CliRunner
+
+from joulegram_agent.doctor import Diagnosis, examine
+from joulegram_pipeline.energy import Method
+from joulegram_service.cli_agent import app
+from simulators.energy_machine import NO_LIBRARY, Machine
+from simulators.nvml import NvmlSim, SimBoard, uuid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def examined(machine: Machine, nvml_library: str = NO_LIBRARY) -> Diagnosis:
+    return examine(machine.root / "sys", machine.root / "proc", machine.root / "dev", nvml_library)
+
+
+def test_a_machine_that_measures_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S0-20: every domain of every source by its name, what auto takes, and no advice."""
+    diagnosis = examined(Machine(tmp_path, monkeypatch))
+    assert diagnosis.measures
+    assert (diagnosis.takes, diagnosis.method, diagnosis.advice) == ("powercap", Method.MEASURED, None)
+    domains = ("package-0", "package-0/dram", "package-1", "package-1/dram")
+    assert [sorted(each.domains) for each in diagnosis.found[:3]] == [list(domains)] * 3
+    assert diagnosis.found[3].reason is not None
+    assert "powercap  package-0" in diagnosis.text()
+    assert "to do" not in diagnosis.text()
+
+
+NEEDS = {
+    "powercap that only root reads": (
+        lambda machine: machine.with_powercap_refused().without_msr().without_perf(),
+        "CAP_DAC_READ_SEARCH",
+    ),
+    "perf that is not permitted, no powercap": (
+        lambda machine: machine.without_powercap().without_msr().without_perf(),
+        "CAP_PERFMON",
+    ),
+}
+
+
+@pytest.mark.parametrize(("prepare", "wanted"), NEEDS.values(), ids=NEEDS)
+def test_the_least_privilege_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: object, wanted: str
+) -> None:
+    """D-06, D-10: one thing to do, the one that allows the least beside reading energy."""
+    assert callable(prepare)
+    diagnosis = examined(prepare(Machine(tmp_path, monkeypatch)))
+    assert not diagnosis.measures
+    assert diagnosis.takes == "model"
+    assert diagnosis.advice is not None
+    assert [name for name in ("CAP_DAC_READ_SEARCH", "CAP_PERFMON", "CAP_SYS_RAWIO") if name in diagnosis.advice] == [
+        wanted
+    ]
+    assert diagnosis.text().endswith(diagnosis.advice)
+
+
+def test_the_boards_are_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They measure no CPU, so they do not make a machine one that measures."""
+    machine = Machine(tmp_path, monkeypatch).without_powercap().without_msr().without_perf()
+    board = SimBoard(uuid(1))
+    diagnosis = examined(machine, NvmlSim(tmp_path / "nvml", board).library)
+    assert diagnosis.found[3].domains == (board.domain,)
+    assert diagnosis.takes == "model+nvml"
+    assert not diagnosis.measures
+
+
+def test_a_machine_without_anything_is_told_so(tmp_path: Path) -> None:
+    """A VM, over the command line: exit 1, as people read it and as programs do."""
+    plain = CliRunner().invoke(app, ["doctor", "--sysfs-root", str(tmp_path)])
+    assert plain.exit_code == 1
+    assert "powercap  nothing" in plain.output
+    assert f"no_powercap: {tmp_path}/class/powercap" in plain.output
+    machine = CliRunner().invoke(app, ["doctor", "--json", "--sysfs-root", str(tmp_path)])
+    said = json.loads(machine.output)
+    assert [each["source"] for each in said["sources"]] == ["powercap", "msr", "perf", "nvml"]
+    assert "intel_rapl_msr" in said["advice"]
