@@ -48,7 +48,7 @@ class Wire(Protocol):
     """What the peer takes of all bodies together; streams subtract what they send."""
 
     paused: bool
-    """Whether the peer does not read."""
+    """Whether streams should send no more for now."""
 
     def send(self, data: bytes) -> None:
         """Write, with what else is written in this turn of the loop."""

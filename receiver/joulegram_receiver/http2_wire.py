@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 READ_BYTES = 64 * 1024
 """At once; what is read is handled in one go, and a thousand calls take a tenth of a second."""
 
+_OUT_BYTES = 256 * 1024
+"""Gathered in one turn of the loop; answers to many calls come in the same turn, before the transport can object."""
+
 _HTTP1 = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI")
 _WRONG_PORT = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n"
@@ -63,7 +66,7 @@ class Http2Wire(asyncio.BufferedProtocol):
 
     def __init__(self, host: Host) -> None:
         self.paused = False
-        """Whether the peer does not read."""
+        """Whether streams should send no more for now."""
         self.streams: dict[int, Stream] = {}
         self._host = host
         self._loop = asyncio.get_running_loop()
@@ -72,6 +75,9 @@ class Http2Wire(asyncio.BufferedProtocol):
         self._rest = b""
         self._kept = 0
         self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._stalled = False
+        """Whether the peer does not read."""
         self._flushing = False
         self._greeted = False
         self._ended = False
@@ -159,24 +165,26 @@ class Http2Wire(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """The peer does not read: neither do we, lest answers pile up."""
-        self.paused = True
+        self.paused = self._stalled = True
         if self._transport is not None:
             self._transport.pause_reading()
             self._life.stalled()
 
     def resume_writing(self) -> None:
         self._life.resumed()
-        self.paused = False
+        self._stalled = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
-        for stream in tuple(self.streams.values()):
-            stream.pump()
+        self._go_on()
 
     # -- for streams, the server and the subclass ----------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
         """Write `data` at the end of this turn of the loop."""
         self._out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes > _OUT_BYTES:
+            self.paused = True
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -199,8 +207,17 @@ class Http2Wire(asyncio.BufferedProtocol):
         self._flushing = False
         data = b"".join(self._out)
         self._out.clear()
+        self._out_bytes = 0
         if self._transport is not None and not self._mute and not self._transport.is_closing():
             self._transport.write(data)
+        if self.paused:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._stalled and self._out_bytes <= _OUT_BYTES:
+            self.paused = False
+            for stream in tuple(self.streams.values()):
+                stream.pump()
 
     def _close(self) -> None:
         self._flush()
