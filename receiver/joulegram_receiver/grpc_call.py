@@ -46,6 +46,7 @@ _PREFIX_BYTES = _PREFIX.size
 _TALK_BYTES = 64 * 1024
 """Of the messages of a stream that its method has not read."""
 
+_PART_BYTES = 8 * 1024
 _KEPT_BYTES = 64
 """What a message takes beside its bytes."""
 
@@ -82,13 +83,14 @@ class NotGrpc(Refused):
 class UnaryCall:
     """A call of a `Unary` method."""
 
-    __slots__ = ("_body", "_compressed", "_have", "_hold", "_max_bytes", "_method", "_need", "_stream", "_task")
+    __slots__ = ("_compressed", "_have", "_hold", "_max_bytes", "_method", "_need", "_parts", "_stream", "_task")
 
     def __init__(self, stream: Stream, method: Unary, max_bytes: int) -> None:
         self._stream = stream
         self._method = method
         self._max_bytes = max_bytes
-        self._body: bytes | bytearray = b""
+        self._parts: list[bytes | bytearray] = []
+        """Of the message as it came; what is smaller than `_PART_BYTES` is put together, because each costs as much."""
         self._have = 0
         self._need = -1
         """Of the message with its prefix; -1 while that has not come."""
@@ -98,12 +100,12 @@ class UnaryCall:
 
     def data(self, chunk: bytes) -> None:
         """More of the message."""
-        if not self._body:
-            self._body = chunk
+        parts = self._parts
+        if not parts or len(parts[-1]) >= _PART_BYTES:
+            parts.append(chunk)
         else:
-            if isinstance(self._body, bytes):
-                self._body = bytearray(self._body)
-            self._body += chunk  # not kept each for itself, which costs a small one many times its size
+            parts[-1] = bytearray(parts[-1]) if isinstance(parts[-1], bytes) else parts[-1]
+            parts[-1] += chunk
         self._have += len(chunk)
         try:
             if self._hold is not None:
@@ -122,9 +124,9 @@ class UnaryCall:
             code = code_pb2.INTERNAL if self._have else code_pb2.UNIMPLEMENTED
             self._refuse(CallRefusedError(code, text))
             return
-        with memoryview(self._body) as whole:
-            message = bytes(whole[_PREFIX_BYTES:])
-        self._body = b""
+        with memoryview(self._parts[0]) as first:
+            message = b"".join((first[_PREFIX_BYTES:], *self._parts[1:]))
+        self._parts = []
         self._stream.busy = True
         self._task = asyncio.get_running_loop().create_task(self._run(message, self._hold))
 
@@ -142,7 +144,7 @@ class UnaryCall:
         self._leave()
 
     def _begin(self) -> None:
-        compressed, size = _PREFIX.unpack_from(self._body)
+        compressed, size = _PREFIX.unpack_from(self._parts[0])
         if compressed > 1:
             raise CallRefusedError(code_pb2.INTERNAL, f"got a message with flag {compressed}, expected 0 or 1")
         if size > self._max_bytes:
@@ -187,7 +189,7 @@ class UnaryCall:
         return await inflate(message, decoder, hold, self._max_bytes)
 
     def _refuse(self, error: JoulegramError) -> None:
-        self._body = b""
+        self._parts = []
         if self._stream.answered:
             return
         self._method.refused(error)
