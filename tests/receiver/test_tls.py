@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from joulegram_pipeline.errors import ConfigError
+from joulegram_receiver.http2_frames import PREFACE, settings
 from joulegram_receiver.tls import Certificates, Followed, TlsFiles
 from simulators.certificates import Authority, Leaf, MountedSecret, common_name
 from simulators.grpc_methods import ECHO, serving
@@ -222,6 +223,8 @@ def test_a_session_of_a_removed_authority_is_not_resumed(tmp_path: Path, echo: A
             socket.create_connection(("127.0.0.1", port), 8) as plain,
             context.wrap_socket(plain, server_hostname="localhost", session=session) as connection,
         ):
+            if echo is grpc_echo:  # whose server speaks second
+                connection.sendall(PREFACE + settings({}))
             return connection.recv(10), connection.session, connection.session_reused
 
     async def main() -> None:
