@@ -25,6 +25,7 @@ from joulegram_receiver.grpc_methods import (
     OK_BLOCK,
     CallRefusedError,
     Unary,
+    failure,
     refusal_block,
     refusal_of,
 )
@@ -165,7 +166,7 @@ class UnaryCall:
             self._refuse(error)
         except Exception:
             log.exception("a call of %r failed", self._stream.head.path)
-            self._refuse(CallRefusedError(code_pb2.INTERNAL, "the receiver failed; its log says why"))
+            self._refuse(failure())
         else:
             stream = self._stream
             if not stream.answered:
@@ -288,8 +289,7 @@ class TalkCall:
             block = refusal_block(refusal_of(error), begun=self._begun)
         except Exception:
             log.exception("a call of %r failed", self._stream.head.path)
-            refusal = CallRefusedError(code_pb2.INTERNAL, "the receiver failed; its log says why")
-            block = refusal_block(refusal, begun=self._begun)
+            block = refusal_block(failure(), begun=self._begun)
         finally:
             self._stream.finish(block)
 

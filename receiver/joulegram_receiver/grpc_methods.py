@@ -51,11 +51,13 @@ class CallRefusedError(PermanentError):
         code: of google.rpc.Code.
         text: for whoever reads it.
         details: a google.rpc.Status, encoded; None where the code says all.
+        reason: it is counted under.
     """
 
-    def __init__(self, code: int, text: str, details: bytes | None = None) -> None:
+    def __init__(self, code: int, text: str, details: bytes | None = None, reason: str = "malformed") -> None:
         self.code = code
         self.details = details
+        self.reason = reason
         super().__init__(text)
 
 
@@ -105,6 +107,11 @@ class Streaming:
 
 
 Method: TypeAlias = Unary | Streaming
+
+
+def failure() -> CallRefusedError:
+    """INTERNAL: a defect of ours, whose words are for the log and not for strangers."""
+    return CallRefusedError(code_pb2.INTERNAL, "the receiver failed; its log says why", reason="failed")
 
 
 def refusal_of(error: JoulegramError) -> CallRefusedError:

@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 from joulegram_receiver.http2_frames import (
@@ -61,7 +62,7 @@ class Host(Protocol):
         """It has gone."""
 
 
-class Http2Wire(asyncio.BufferedProtocol):
+class Http2Wire(asyncio.BufferedProtocol, ABC):
     """See the module; what frames mean is the subclass's."""
 
     def __init__(self, host: Host) -> None:
@@ -87,21 +88,21 @@ class Http2Wire(asyncio.BufferedProtocol):
         self._last_id = 0
         """The highest stream that the peer has opened."""
 
+    @abstractmethod
     def start(self) -> None:
         """The client speaks HTTP/2: say what it may do."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_frame(self, kind: int, flags: int, stream_id: int, payload: memoryview) -> None:
         """Handle a frame, whose payload is there until this returns.
 
         Raises:
             ConnectionFault: it breaks HTTP/2.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def drain(self) -> None:
         """Take no new request, and close when those under way are answered."""
-        raise NotImplementedError
 
     # -- the transport's calls -----------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from joulegram_receiver.http2_frames import (
 )
 from joulegram_receiver.http2_head import MAX_BLOCK_BYTES, HeadReader
 from joulegram_receiver.http2_life import Http2Limits
+from joulegram_receiver.intake_refusals import reason_of
 from simulators.grpc_methods import ECHO, serving
 from simulators.http2 import Fed, Http2Client, call_body, call_head, frames_of
 
@@ -458,8 +459,11 @@ def test_a_method_that_fails_is_internal_and_logged(caplog: pytest.LogCaptureFix
             raise PermanentError("100 % é\n")
         raise _BrokenError("a secret")
 
+    counted: list[str] = []
+    method = Unary(fail, lambda error: counted.append(reason_of(error)))
+
     async def main() -> None:
-        async with serving({ECHO_PATH: Unary(fail)}) as server, Http2Client(server.port) as client:
+        async with serving({ECHO_PATH: method}) as server, Http2Client(server.port) as client:
             await client.send(call_head(1, ECHO_PATH), call_body(1, b"x"))
             found = client.fields(await client.until(Kind.HEADERS, 1, Flag.END_STREAM))
             assert found[b"grpc-status"] == b"13"
@@ -469,4 +473,5 @@ def test_a_method_that_fails_is_internal_and_logged(caplog: pytest.LogCaptureFix
             assert (found[b"grpc-status"], found[b"grpc-message"]) == (b"3", b"100 %25 %C3%A9%0A")
 
     asyncio.run(main())
+    assert counted == ["failed", "malformed"]
     assert [record.exc_info is not None for record in caplog.records] == [True]

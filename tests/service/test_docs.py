@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from joulegram_agent.sampler import RING_S
 from joulegram_pipeline.metrics import Metrics
 from joulegram_processor import machine, machine_types, native, runs, spans
+from joulegram_receiver.http2_life import Http2Limits
 from joulegram_service import cli, sidecar
 from joulegram_service.config import ENVIRONMENT, Config, load_config
 
@@ -242,6 +243,8 @@ def test_the_overview_lists_every_command() -> None:
 
 
 LIMITS = {
+    "header fields of a gRPC call": (f"{Http2Limits().max_head_bytes} bytes",),
+    "a gRPC call, to come whole": (f"{Http2Limits().request_s:g} s",),
     "spans waiting for their energy": (str(machine_types.Settings().max_pending),),
     "spans a retry is recognised among": (str(machine_types.Settings().dedupe_spans),),
     "processes whose energy": (str(sidecar.MAX_NAMED),),
