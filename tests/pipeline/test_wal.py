@@ -166,6 +166,22 @@ def test_a_flipped_bit_costs_one_record_and_keeps_its_bytes(tmp_path: Path) -> N
     assert aside.read_bytes() == bytes(data[SEGMENT_HEADER + lsns[1] : SEGMENT_HEADER + lsns[2]])
     with pytest.raises(StorageError, match=f"no whole durable record at lsn {lsns[1]}"):
         log.read_at(lsns[1])
+    assert log.find(lsns[1]) is None
+    found = log.find(lsns[2])
+    assert found is not None
+    assert found.payload == b"after"
+    log.close()
+
+
+def test_a_record_that_was_released_is_not_found_and_one_that_the_disk_withholds_is_an_error(tmp_path: Path) -> None:
+    """What was let go of is None; what should be there and cannot be read is never taken for it."""
+    lsns = fill(tmp_path, [b"one", b"two", b"three"], segment_bytes=1)
+    log = opened(tmp_path, segment_bytes=1)
+    log.release(lsns[1])
+    assert log.find(lsns[0]) is None
+    min(tmp_path.glob("*.wal")).unlink()
+    with pytest.raises(StorageError):
+        log.find(lsns[1])
     log.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -195,3 +195,20 @@ def test_healing_and_size_are_measured(tmp_path: Path) -> None:
     # The place of what was torn is not used again.
     assert registry.get_sample_value("joulegram_spool_bytes") == 2 * (24 + 3) + 5
     assert registry.get_sample_value("joulegram_spool_sync_seconds_count") == 1
+
+
+def test_who_waits_for_records_can_be_told_to_stop(tmp_path: Path) -> None:
+    """The wait ends when it is roused with its stop set, long before its time, and says that nothing came."""
+
+    async def main() -> None:
+        stop = Event()
+        async with Spool(tmp_path, Metrics()) as spool:
+            waiting = asyncio.create_task(asyncio.to_thread(spool.wait_beyond, 0, 300.0, stop))
+            await asyncio.sleep(0)
+            stop.set()
+            while not waiting.done():  # it may not have begun to wait yet
+                spool.rouse()
+                await asyncio.wait([waiting], timeout=0.01)
+            assert not waiting.result()
+
+    asyncio.run(main())
