@@ -30,6 +30,9 @@ _DIGITS = re.compile(r"[0-9]{1,19}")
 PUBLISH_S = 1.0
 """No energy is published for a window shorter than this (design section 4)."""
 
+OTHERS = 0
+"""Stands for all processes that are not named; pid 0 is no process."""
+
 
 class DomainKind(StrEnum):
     """What a domain feeds; the three energies a span carries."""
@@ -89,6 +92,11 @@ class Tick:
         cpu_busy_ns: CPU time all processes spent in the window, None if unknown.
         cpu_total_ns: CPU time there was: online CPUs x window, None if unknown.
         process_cpu_ns: CPU time by named root process, its descendants included, disjoint between roots.
+        container_cpu_ns: CPU time by container and pod, without that of the named processes in them: keys are
+            ``container/<id>``, ``pod/<uid>/container/<id>``, and ``pod/<uid>`` for what a pod spent outside its
+            containers. A tick leaves out what is too small to be worth a line, and a later one makes up for it.
+        process_gpu_ns: by GPU domain, the time each named process tree kept the board busy; under `OTHERS` that of all
+            other processes. A domain whose driver keeps no such account is absent.
     """
 
     seq: int
@@ -100,6 +108,8 @@ class Tick:
     cpu_busy_ns: int | None = None
     cpu_total_ns: int | None = None
     process_cpu_ns: Mapping[int, int] = field(default_factory=dict)
+    container_cpu_ns: Mapping[str, int] = field(default_factory=dict)
+    process_gpu_ns: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"seq": self.seq, "start_ns": str(self.start_ns), "end_ns": str(self.end_ns)}
@@ -114,7 +124,11 @@ class Tick:
         if self.cpu_total_ns is not None:
             out["cpu_total_ns"] = self.cpu_total_ns
         if self.process_cpu_ns:
-            out["process_cpu_ns"] = {str(pid): value for pid, value in self.process_cpu_ns.items()}
+            out["process_cpu_ns"] = _by_pid(self.process_cpu_ns)
+        if self.container_cpu_ns:
+            out["container_cpu_ns"] = dict(self.container_cpu_ns)
+        if self.process_gpu_ns:
+            out["process_gpu_ns"] = {domain: _by_pid(times) for domain, times in self.process_gpu_ns.items()}
         return out
 
     @classmethod
@@ -134,7 +148,9 @@ class Tick:
                 gaps=tuple(Gap(str(gap["domain"]), str(gap["reason"])) for gap in raw.get("gaps", ())),
                 cpu_busy_ns=_count(raw.get("cpu_busy_ns")),
                 cpu_total_ns=_count(raw.get("cpu_total_ns")),
-                process_cpu_ns={_decimal(pid): value for pid, value in _counts(raw.get("process_cpu_ns", {})).items()},
+                process_cpu_ns=_pids(raw.get("process_cpu_ns", {})),
+                container_cpu_ns=_counts(raw.get("container_cpu_ns", {})),
+                process_gpu_ns={str(name): _pids(times) for name, times in raw.get("process_gpu_ns", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AgentError(f"got tick {raw!r}: {type(error).__name__}: {error}") from error
@@ -252,6 +268,14 @@ def _whole(value: Any, limit: int) -> int:
 def _decimal(value: Any) -> int:
     """A count that may pass what JSON's readers hold exactly, and so is written as text."""
     return _whole(int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value, _MAX_DECIMAL)
+
+
+def _by_pid(times: Mapping[int, int]) -> dict[str, int]:
+    return {str(pid): value for pid, value in times.items()}
+
+
+def _pids(raw: Mapping[str, Any]) -> dict[int, int]:
+    return {_decimal(pid): value for pid, value in _counts(raw).items()}
 
 
 def _counts(raw: Mapping[str, Any]) -> dict[str, int]:
