@@ -15,7 +15,7 @@ static PyMethodDef methods[] = {
 };
 
 /* VERSION is that of the functions' signatures: native.py takes a module of its own version only. */
-static int fill(PyObject *module) { return PyModule_AddIntConstant(module, "VERSION", 1); }
+static int fill(PyObject *module) { return PyModule_AddIntConstant(module, "VERSION", 2); }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill}, {0, NULL}};
 

@@ -10,8 +10,8 @@ from joulegram_pipeline.records import Account, NodeRecord, RunRecord
 
 if TYPE_CHECKING:
     from joulegram_pipeline.records import TableRef
+    from joulegram_processor.claims import Claims
     from joulegram_processor.energy_store import EnergyStore
-    from joulegram_processor.intervals import IntervalSet
     from joulegram_processor.join import CarbonModel
 
 MAX_TRACES = 64
@@ -202,12 +202,11 @@ def publish(
     )
 
 
-def account_of(
-    store: EnergyStore, claimed: dict[int, IntervalSet], run: Run, start_ns: int, end_ns: int
-) -> Account | None:
+def account_of(store: EnergyStore, claimed: dict[int, Claims], run: Run, start_ns: int, end_ns: int) -> Account | None:
     """Where the energy of a run's window went.
 
-    1. Measured: idle and all pots over the window. 2. Claimed: the pots over the time that spans claimed.
+    1. Measured: idle and all pots over the window. 2. Claimed: the pots over the time that spans claimed, less what
+       was left over of it.
     3. Other: the host's pot less its claims. 4. Unattributed: the processes' pots less theirs.
     5. Other runs: what was claimed less what this run's spans got.
     """
@@ -222,6 +221,7 @@ def account_of(
         if scope not in left:
             continue
         part = sum(sum(store.energy(low, high, scope)) for low, high in times.within(start_ns, end_ns))
+        part -= sum(sum(left) for _, _, left in times.left_within(start_ns, end_ns))
         left[scope] -= part
         given += part
     # Rounding may move a microjoule to this run's spans from one that ends outside the window: it stays outside.

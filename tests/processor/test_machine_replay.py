@@ -26,7 +26,29 @@ IDENTITY = Identity("node-7f3a", "kfm-node", "co2e", None, FACTOR.source, (FACTO
 PIDS = (11, 12)
 RUNS = ("run-one-0001", "run-two-0002")
 
-ATTRIBUTES: list[dict[str, object]] = [{}, {}, {"carbon.gco2e": 9.9}, {"energy.cpu_j": 2.5}, {"kfm.node": "n"}]
+ATTRIBUTES: list[dict[str, object]] = [
+    {},
+    {},
+    {"carbon.gco2e": 9.9},
+    {"energy.cpu_j": 2.5},
+    {"kfm.node": "n"},
+    {"joulegram.cpu_ns": S // 5},
+    {"joulegram.cpu_ns": 0, "hw.id": "0"},
+]
+
+BOX, POD = "3f4a9c0b" * 8, "0f1e2d3c-4b5a-4697-8899-aabbccddeeff"
+LEAVES = (f"pod/{POD}/container/{BOX}", f"pod/{POD}/container/abc", f"pod/{POD}", "container/lone")
+
+PLACES: list[dict[str, object]] = [
+    {},
+    {},
+    {},
+    {"container.id": BOX[:12]},
+    {"k8s.pod.uid": POD},
+    {"k8s.pod.uid": POD, "container.id": "abc"},
+    {"container.id": "lone"},
+    {"container.id": "stranger"},
+]
 
 HASTY = Settings(
     max_wait_ns=4 * S,
@@ -36,6 +58,7 @@ HASTY = Settings(
     run_quiet_ns=2 * S,
     run_keep_ns=9 * S,
     retention_ns=10**15,
+    lookback_ns=9 * S,
 )
 """Everything that time or numbers bring about comes about in a log of a few seconds."""
 
@@ -91,6 +114,7 @@ def logs(draw: st.DrawFn) -> Log:
                     resource["kfm.run_id"] = draw(st.sampled_from(RUNS))
                 if draw(st.booleans()):
                     resource["process.pid"] = draw(st.sampled_from(PIDS))
+                resource |= draw(st.sampled_from(PLACES))
                 sent.append(request(*batch, resource=resource))
                 made.append(log.append(RecordKind.TRACES, sent[-1]))
             case "tick":
@@ -109,6 +133,9 @@ def logs(draw: st.DrawFn) -> Log:
                         busy_ns=2 * S,
                         total_ns=4 * S,
                         processes=named,
+                        gpu_uj=draw(st.sampled_from([None, 7_000_001])),
+                        containers={key: draw(st.integers(0, S)) for key in LEAVES if draw(st.booleans())},
+                        on_gpu={pid: draw(st.integers(0, S)) for pid in (0, 11) if draw(st.booleans())},
                     )
                     log.ticks(one, at=log.now_ns)
             case "again" if sent:
@@ -152,6 +179,7 @@ def test_a_snapshot_anywhere_changes_nothing(log: Log, first: int, second: int, 
             released = Log()
             released._at = {lsn: kept for lsn, kept in log._at.items() if lsn >= needed}
             subject = machine(released, told)
+            subject.load_scopes(state)
             for lsn, data in archived:
                 assert lsn < int(state["position"])
                 subject.store.add(TickBatch.from_bytes(data))
@@ -267,6 +295,7 @@ def test_a_process_named_after_its_spans_came_survives_a_restart() -> None:
         if restart:
             state = json.loads(json.dumps(subject.dump()))
             subject = machine(log)
+            subject.load_scopes(state)
             subject.store.add(TickBatch.from_bytes(log.records[0].payload))
             subject.load(state)
         (line,) = ledger_lines(outputs(subject, log.records[3:]))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from joulegram_processor.attribution import Columns, attribute
+from joulegram_processor.claims import Claims
 from joulegram_processor.energy_store import HOST, EnergyStore
 from joulegram_processor.intensity.static_factor import StaticFactor
-from joulegram_processor.intervals import IntervalSet
 from joulegram_processor.join import CarbonModel, Joined
 from joulegram_processor.runs import MAX_NODES, MAX_TRACES, Identity, Run, account_of, overall_method, publish
 from joulegram_processor.tally import Tally
@@ -149,7 +149,7 @@ def test_where_the_energy_of_a_window_went() -> None:
     """By hand: 1000 uJ of which half idle; a process at two fifths of the rest, claimed for half of the window."""
     store = EnergyStore(retention_ns=10**9)
     store.add(tick_batch(tick(1, 0, 10, cpu_uj=1000, busy_ns=5, total_ns=10, processes={11: 2})))
-    claimed = {HOST: IntervalSet([(0, 5)]), 11: IntervalSet([(5, 10)]), 99: IntervalSet([(0, 10)])}
+    claimed = {HOST: Claims([(0, 5)]), 11: Claims([(5, 10)]), 99: Claims([(0, 10)])}
     account = account_of(store, claimed, Run("run-one-0001", 0, cpu_uj=100), 0, 12)
     assert account is not None
     assert (account.measured_uj, account.idle_uj) == (1000, 500)
@@ -171,7 +171,7 @@ def test_no_part_of_an_account_is_negative() -> None:
         parents=[b""] * count,
         pids=[HOST] * count,
     )
-    claimed: dict[int, IntervalSet] = {}
+    claimed: dict[int, Claims] = {}
     attribute(store, claimed, columns)
     mine = sum(columns.own[0][at] for at in (1, 3, 5))
     account = account_of(store, claimed, Run("run-one-0001", 0, cpu_uj=mine), 7, 10)
