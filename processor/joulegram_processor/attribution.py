@@ -143,7 +143,7 @@ def _attribute_natively(module: Any, store: EnergyStore, claimed: dict[int, Clai
         swept[scope] = busy
     spans.own, spans.scopes = own, homes
     for scope, busy in swept.items():
-        claimed.setdefault(scope, Claims()).add(busy)
+        claimed.setdefault(scope, Claims()).give(busy, store.watermark_ns)
     return True
 
 
@@ -196,7 +196,7 @@ def attribute_in_python(
                 for low, high in taken.left(start, end)
             ]
         if left:
-            taken.add(_sweep(store, scope, left, spans))
+            taken.give(_sweep(store, scope, left, spans), store.watermark_ns)
 
 
 def _attribute_by_cpu(

@@ -178,5 +178,5 @@ def divide(
         available = slab.available
         left.append((slab.start, slab.end, (available[0] - cpu, available[1] - dram, available[2] - gpu)))
     claims.keep(busy, left)
-    claims.add(busy)
+    claims.give(busy, store.watermark_ns)
     return [(found, sum(found.given)) for found in shares]

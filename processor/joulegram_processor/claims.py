@@ -33,6 +33,10 @@ class Claims(IntervalSet):
         super().__init__(intervals)
         self.leftovers: list[Leftover] = list(leftovers)
 
+    def give(self, intervals: list[Interval], known_ns: int) -> None:
+        """Take in a sorted disjoint list up to `known_ns`: energy that is not known yet is nobody's."""
+        self.add([(low, min(high, known_ns)) for low, high in intervals if low < known_ns])
+
     def left_within(self, start: int, end: int) -> Iterator[Leftover]:
         """The leftovers that share time with a window, cut to it."""
         for at in range(self._first(start), len(self.leftovers)):

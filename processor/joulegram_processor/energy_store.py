@@ -9,8 +9,9 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from joulegram_processor.rows import ZERO, Row, Triple, cut, split_tick
 from joulegram_processor.scopes import BY_HOST, BY_PROCESS, HOST, candidates, label_of
@@ -21,17 +22,14 @@ if TYPE_CHECKING:
     from joulegram_pipeline.energy import TickBatch
     from joulegram_pipeline.records import Json
 
-__all__ = ["HOST", "ZERO", "EnergyStore", "Known", "Row", "Triple", "cut", "split_tick"]
+__all__ = ["HOST", "ZERO", "EnergyStore", "Row", "Triple", "cut", "split_tick"]
 
 MAX_KNOWN = 4_096
 """Containers, pods and boards with a pot of their own; beyond these what is named stays in the host's pot."""
 
 
-class Known(NamedTuple):
-    """A scope that just got a pot of its own, and out of whose pots that came: (scope, start, end) by row."""
-
-    scope: int
-    taken: tuple[tuple[int, int, int], ...]
+Given = Callable[[int, int, int], bool]
+"""Whether any energy of a scope was given to spans between two instants."""
 
 
 class EnergyStore:
@@ -57,6 +55,8 @@ class EnergyStore:
         """The scopes that what rows keep by key may be counted in."""
         self._seen: dict[str, int] = {}
         """The last row that counted for each of those scopes, by its start."""
+        self._kept: dict[int, set[int]] = {}
+        """Rows, by their start, that were not parted for a scope because something of them had been given."""
         self._next_scope = -1
         self._folded_ns = 0
 
@@ -97,39 +97,43 @@ class EnergyStore:
 
     # -- scopes ----------------------------------------------------------------------------------------------
 
-    def resolve(self, key: str) -> tuple[int, Known | None]:
-        """The scope a key is counted in, `HOST` where no tick knows it, and what changed if it was named just now."""
+    def resolve(self, key: str, given: Given) -> int:
+        """The scope a key is counted in; `HOST` where no tick knows it.
+
+        Args:
+            key: as a resource or a span names it.
+            given: a row of which anything was given stays as it is, so that no microjoule is given twice.
+        """
         for candidate in candidates(key):
             scope = self._scopes.get(candidate)
             if scope is not None:
-                return scope, None
+                return scope
             if candidate in self._seen and len(self._scopes) < MAX_KNOWN:
-                known = self._know(candidate)
-                return known.scope, known
-        return HOST, None
+                return self._know(candidate, given)
+        return HOST
 
     def label(self, scope: int) -> int:
         """The number of a scope's label."""
         return BY_PROCESS if scope > HOST else self._labels.get(scope, BY_HOST)
 
-    def _know(self, candidate: str) -> Known:
+    def _know(self, candidate: str, given: Given) -> int:
         """Give a scope a pot of its own in every row that still tells what was whose."""
         scope, self._next_scope = self._next_scope, self._next_scope - 1
         leaves = {leaf: scopes.index(candidate) for leaf, scopes in self._leaves.items() if candidate in scopes}
-        taken: list[tuple[int, int, int]] = []
-        for at in range(self.index(self._folded_ns), len(self.rows)):
-            row = before = self.rows[at]
-            for leaf, place in leaves.items():
-                found = self._place(leaf, row.start_ns)
-                if leaf in row.detail and place < found:
-                    source = self._scope_at(leaf, found)
-                    row = row.moved(leaf, source, scope, final=place == 0)
-                    if not taken or taken[-1] != (source, row.start_ns, row.end_ns):
-                        taken.append((source, row.start_ns, row.end_ns))
-            if row is not before:
-                self.rows[at] = row
-        self._register(candidate, scope, taken[0][1] if taken else self.watermark_ns)
-        return Known(scope, tuple(taken))
+        since_ns = self.watermark_ns
+        for at in range(len(self.rows) - 1, self.index(self._folded_ns) - 1, -1):
+            row = self.rows[at]
+            sources = {leaf: self._place(leaf, row.start_ns) for leaf in leaves.keys() & row.detail.keys()}
+            mine = {leaf: self._scope_at(leaf, place) for leaf, place in sources.items() if leaves[leaf] < place}
+            if any(given(source, row.start_ns, row.end_ns) for source in set(mine.values())):
+                self._kept.setdefault(scope, set()).add(row.start_ns)
+                continue
+            for leaf in sorted(mine):
+                row = row.moved(leaf, mine[leaf], scope, final=leaves[leaf] == 0)
+                since_ns = row.start_ns
+            self.rows[at] = row
+        self._register(candidate, scope, since_ns)
+        return scope
 
     def _register(self, candidate: str, scope: int, since_ns: int) -> None:
         self._scopes[candidate] = scope
@@ -140,7 +144,8 @@ class EnergyStore:
         """Which of the scopes a key may be counted in has its pot at an instant, by position; beyond them the host."""
         scopes = self._leaves[leaf]
         for place, candidate in enumerate(scopes):
-            if candidate in self._scopes and self.named_from[self._scopes[candidate]] <= at_ns:
+            scope = self._scopes.get(candidate)
+            if scope is not None and self.named_from[scope] <= at_ns and at_ns not in self._kept.get(scope, ()):
                 return place
         return len(scopes)
 
@@ -180,6 +185,7 @@ class EnergyStore:
         return {
             "next": self._next_scope,
             "known": [[key, scope, str(self.named_from[scope])] for key, scope in self._scopes.items()],
+            "kept": {str(scope): [str(start_ns) for start_ns in sorted(rows)] for scope, rows in self._kept.items()},
         }
 
     def load_scopes(self, raw: Json) -> None:
@@ -187,6 +193,7 @@ class EnergyStore:
         self._next_scope = raw["next"]
         for key, scope, since_ns in raw["known"]:
             self._register(key, scope, int(since_ns))
+        self._kept = {int(scope): set(map(int, rows)) for scope, rows in raw["kept"].items()}
 
     # -- energy ----------------------------------------------------------------------------------------------
 
@@ -261,5 +268,6 @@ class EnergyStore:
             for scope in [at for at, since in self.named_from.items() if at not in alive and since < begin_ns]:
                 del self.named_from[scope]
                 self._labels.pop(scope, None)
+                self._kept.pop(scope, None)
             for key in [key for key, scope in self._scopes.items() if scope not in self.named_from]:
                 del self._scopes[key]

@@ -312,15 +312,10 @@ class Machine:
                     spans.boards[index] = scope
 
     def _scope(self, key: str) -> int:
-        """The scope of a key. One that just got a pot of its own brings with it what was given of it before."""
-        scope, known = self.store.resolve(key)
-        if known is not None:
-            mine = Claims()
-            for source, start_ns, end_ns in known.taken:
-                if source in self.claimed:
-                    mine.add(self.claimed[source].within(start_ns, end_ns))
-            self.claimed[known.scope] = mine
-        return scope
+        return self.store.resolve(key, self._was_given)
+
+    def _was_given(self, scope: int, start_ns: int, end_ns: int) -> bool:
+        return scope in self.claimed and bool(self.claimed[scope].within(start_ns, end_ns))
 
     def _record_columns(self, group: Settlement, chosen: list[int], uniform: Uniform) -> Outputs:
         """Join and record spans of which one thing holds."""

@@ -86,18 +86,18 @@ class Row:
             return self
         energy, spent_ns = part
         detail = {name: pot for name, pot in self.detail.items() if name != key} if final else self.detail
+        if energy == ZERO and not spent_ns:  # a pot is there where there is something in it, however it got there
+            return replace(self, detail=detail)
         host, processes, cpu_ns = self.host, dict(self.processes), dict(self.cpu_ns)
+        cpu_ns[source] -= spent_ns
         if source == HOST:
             host = _minus(host, energy)
-            cpu_ns[HOST] -= spent_ns
         else:
             processes[source] = _minus(processes[source], energy)
-            cpu_ns[source] -= spent_ns
             if processes[source] == ZERO and not cpu_ns[source]:
                 del processes[source], cpu_ns[source]
-        if energy != ZERO or spent_ns:  # a pot is there where there is something in it, however it got there
-            processes[target] = _plus(processes.get(target, ZERO), energy)
-            cpu_ns[target] = cpu_ns.get(target, 0) + spent_ns
+        processes[target] = _plus(processes.get(target, ZERO), energy)
+        cpu_ns[target] = cpu_ns.get(target, 0) + spent_ns
         return replace(self, host=host, processes=processes, cpu_ns=cpu_ns, detail=detail)
 
     def after(self, start_ns: int) -> Row:

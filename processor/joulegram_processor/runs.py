@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from joulegram_pipeline.energy import Method
 from joulegram_pipeline.records import Account, NodeRecord, RunRecord
+from joulegram_processor.scopes import BY_HOST, LABELS, WIDEST_FIRST
 
 if TYPE_CHECKING:
     from joulegram_pipeline.records import TableRef
@@ -169,7 +170,7 @@ def publish(
         dram_uj=run.dram_uj if run.kinds & 2 else None,
         gpu_uj=run.gpu_uj if run.kinds & 4 else None,
         energy_method=overall_method(set(run.methods)),
-        energy_scope=run.scopes.copy().pop() if len(run.scopes) == 1 else "host",
+        energy_scope=next((label for label in WIDEST_FIRST if label in run.scopes), LABELS[BY_HOST]),
         energy_reason="; ".join(sorted(run.reasons)[:4]) or None,
         carbon_ug=run.carbon_ug if run.with_carbon else None,
         carbon_lower_ug=lower,
@@ -221,7 +222,8 @@ def account_of(store: EnergyStore, claimed: dict[int, Claims], run: Run, start_n
         if scope not in left:
             continue
         part = sum(sum(store.energy(low, high, scope)) for low, high in times.within(start_ns, end_ns))
-        part -= sum(sum(left) for _, _, left in times.left_within(start_ns, end_ns))
+        # A window may cut a leftover where rounding makes it a microjoule more than the pot has there.
+        part = max(0, part - sum(sum(left) for _, _, left in times.left_within(start_ns, end_ns)))
         left[scope] -= part
         given += part
     # Rounding may move a microjoule to this run's spans from one that ends outside the window: it stays outside.

@@ -25,6 +25,9 @@ CONTAINER, POD, BOARD = "container/", "pod/", "board/"
 LABELS: tuple[str, ...] = ("host", "process", "container", "pod", "span")
 """The texts of `energy.scope`, in the order of the numbers below."""
 
+WIDEST_FIRST: tuple[str, ...] = ("host", "pod", "container", "process", "span")
+"""What spans of several scopes are called together: the widest, so that no more is claimed than is known (S0-06)."""
+
 BY_HOST, BY_PROCESS, BY_CONTAINER, BY_POD, BY_SPAN = range(len(LABELS))
 
 MAX_KEY = 256

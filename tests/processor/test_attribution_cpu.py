@@ -145,8 +145,7 @@ def test_gpu_energy_has_no_cpu_key() -> None:
     attribute(store, {}, shared)
     assert shared.own[2] == [300, 300]
     named = columns((0, W, 0), (0, W, None))
-    board, known = store.resolve("board/0")
-    assert known is not None
+    board = store.resolve("board/0", lambda scope, start_ns, end_ns: False)
     named.boards = {0: board}
     attribute(store, {}, named)
     assert (named.own[2], named.labels) == ([600, 0], [BY_SPAN, BY_PROCESS])

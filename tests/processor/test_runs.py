@@ -158,6 +158,34 @@ def test_where_the_energy_of_a_window_went() -> None:
     assert account_of(store, claimed, Run("run-one-0001", 0), 20, 30) is None
 
 
+def test_what_was_left_over_is_nobodys() -> None:
+    """Time that was given with something left: that is the host's other energy, or the process's unattributed."""
+    store = EnergyStore(retention_ns=10**9)
+    store.add(tick_batch(tick(1, 0, 10, cpu_uj=1000, static_uj=0, busy_ns=10, total_ns=10, processes={11: 4})))
+    claimed = {HOST: Claims([(0, 10)], [(0, 5, (70, 0, 0))]), 11: Claims([(0, 5)], [(0, 5, (30, 0, 0))])}
+    account = account_of(store, claimed, Run("run-one-0001", 0, cpu_uj=100), 0, 10)
+    assert account is not None
+    assert (account.measured_uj, account.idle_uj) == (1000, 0)
+    assert (account.spans_uj, account.other_spans_uj) == (100, 600 - 70 + 200 - 30 - 100)
+    assert (account.other_uj, account.unattributed_uj) == (70, 230)
+
+
+SCOPES = {
+    "one": ({"process"}, "process"),
+    "none": (set(), "host"),
+    "a span and its process": ({"span", "process"}, "process"),
+    "a container and its pod": ({"container", "pod", "span"}, "pod"),
+    "all": ({"host", "pod", "container", "process", "span"}, "host"),
+}
+
+
+@pytest.mark.parametrize(("scopes", "widest"), SCOPES.values(), ids=SCOPES.keys())
+def test_a_run_is_called_by_the_widest_of_its_scopes(scopes: set[str], widest: str) -> None:
+    """S0-06: no more is claimed than is known of every span."""
+    run = Run("run-one-0001", T0, spans=1, scopes=scopes)
+    assert publish(run, "root_span", (9, 0), T0, IDENTITY, None, CARBON).energy_scope == widest
+
+
 def test_no_part_of_an_account_is_negative() -> None:
     """S0-66: a microjoule that rounding moves from a span that ends outside the window is not taken from others."""
     store = EnergyStore(retention_ns=10**9)
