@@ -210,37 +210,36 @@ def _attribute_by_cpu(
 
     A span that does is open from its start to its end, whatever is below it: its CPU time is its own already.
     """
-    whole: dict[int, list[Piece]] = {}
+    at_home: dict[int, list[Piece]] = {}
     for index in spans.cpu_ns:
-        piece = (spans.starts[index], spans.ends[index], index)
-        if homes[index] == HOST:
-            whole.setdefault(HOST, []).append(piece)
-        else:
-            _split_at_naming([piece], homes[index], store.named_from[homes[index]], spans.scopes, whole)
+        at_home.setdefault(homes[index], []).append((spans.starts[index], spans.ends[index], index))
+    whole: dict[int, list[Piece]] = {HOST: at_home.pop(HOST, [])}
+    for scope, pieces in at_home.items():
+        _split_at_naming(pieces, scope, store.named_from[scope], spans.scopes, whole)
     cpu_parts: dict[int, list[Part]] = {}
     gpu_parts: dict[int, list[Part]] = {}
     for scope, pieces in whole.items():
         if pieces:
             cpu = ScopeCpu(store, scope, min(piece[0] for piece in pieces), max(piece[1] for piece in pieces))
+            parts = cpu_parts.setdefault(scope, [])
             for start, end, index in pieces:
                 if start < end:
                     length = spans.ends[index] - spans.starts[index]
                     weight = cpu.weight(spans.cpu_ns[index] * (end - start) // length, start, end)
-                    cpu_parts.setdefault(scope, []).append(Part(start, end, index, weight))
+                    parts.append((start, end, index, weight))
     for scope, pieces in by_scope.items():
-        for start, end, index in pieces:
-            if start < end:
-                part = Part(start, end, index, None)
-                if index not in spans.cpu_ns:
-                    cpu_parts.setdefault(scope, []).append(part)
-                gpu_parts.setdefault(spans.boards.get(index, scope), []).append(part)
+        equal = [(*piece, None) for piece in pieces if piece[0] < piece[1]]
+        cpu_parts.setdefault(scope, []).extend([part for part in equal if part[2] not in spans.cpu_ns])
+        for part in equal:
+            gpu_parts.setdefault(spans.boards.get(part[2], scope), []).append(part)
     for scope in sorted(cpu_parts.keys() | gpu_parts.keys()):
-        parts = cpu_parts.get(scope, []), gpu_parts.get(scope, [])
-        indices = {part.span for part in (*parts[0], *parts[1])}
+        by_cpu, by_board = cpu_parts.get(scope, []), gpu_parts.get(scope, [])
+        shares = divide(store, scope, claimed.setdefault(scope, Claims()), by_cpu, by_board)
+        indices = {part[2] for part in (*by_cpu, *by_board)}
         order = sorted(indices, key=lambda index: (spans.starts[index], spans.ends[index], spans.keys[index]))
-        for kind, (shares, swept) in enumerate(divide(store, scope, claimed.setdefault(scope, Claims()), *parts)):
+        for kind, (found, swept) in enumerate(shares):
             if swept:
-                _round_shares(shares, order, swept, spans.own[kind])
+                _round_shares(found, order, swept, spans.own[kind])
 
 
 def _round_shares(shares: Shares, order: list[int], swept: int, own: list[int]) -> None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from joulegram_processor.intervals import Interval, union
@@ -45,13 +46,8 @@ ONE = 1 << FINE_BITS
 HALF = ONE >> 1
 
 
-class Part(NamedTuple):
-    """A span, by index, for some time in a scope; `weight` in units of 2**-32, None where its CPU time is not known."""
-
-    start: int
-    end: int
-    span: int
-    weight: int | None
+Part = tuple[int, int, int, int | None]
+"""A span for some time in a scope: start, end, index, and weight in units of 2**-32, None where it says no CPU time."""
 
 
 class Slab(NamedTuple):
@@ -84,9 +80,17 @@ class ScopeCpu:
 
     def weight(self, cpu_ns: int, start: int, end: int) -> int:
         """Step 1, for a span that spent `cpu_ns` evenly from `start` to `end`."""
-        covered = self._sum(self._covered, start, end)
+        at = bisect_right(self._ends, start)
+        if at < len(self._ends) and self._starts[at] <= start and end <= self._ends[at]:
+            low, width = self._starts[at], self._ends[at] - self._starts[at]
+            covered = end - start
+            spent = self._spent[at]
+            whole = spent * (end - low) // width - spent * (start - low) // width
+        else:
+            covered = self._sum(self._covered, start, end)
+            whole = self._sum(self._until, start, end)
         mine = cpu_ns * covered // (end - start)
-        whole = self._sum(self._until, start, end) or covered
+        whole = whole or covered
         return min(ONE, ((mine << FINE_BITS) + whole // 2) // whole) if whole else 0
 
     def _sum(self, until: list[int], start: int, end: int) -> int:
@@ -115,25 +119,46 @@ def slabs_of(store: EnergyStore, scope: int, claims: Claims, busy: Iterable[Inte
     return slabs
 
 
-def share(slabs: list[Slab], parts: list[Part], kind: int) -> Shares:
+Event = tuple[int, int, int | None, bool]
+"""Instant, index of the span, its weight, and whether it begins."""
+
+
+def events_of(parts: list[Part]) -> list[Event]:
+    """The boundaries of spans in the order of time."""
+    events: list[Event] = [(start, index, weight, True) for start, _, index, weight in parts]
+    events += [(end, index, weight, False) for _, end, index, weight in parts]
+    events.sort(key=itemgetter(0))
+    return events
+
+
+def share(slabs: list[Slab], events: list[Event], kind: int) -> Shares:
     """Steps 3 and 4 for one kind of energy."""
-    events: dict[int, list[tuple[Part, bool]]] = {}
-    for part in parts:
-        events.setdefault(part.start, []).append((part, True))
-        events.setdefault(part.end, []).append((part, False))
-    instants = sorted(events.keys() | {edge for slab in slabs for edge in slab[:2]})
-    fine: dict[int, int] = {}
+    if not events or not any(slab.available[kind] for slab in slabs):
+        return Shares({}, [0] * len(slabs))
+    fine = dict.fromkeys([event[1] for event in events], 0)
     given: list[int] = []
-    by_weight = equal = 0
-    weights = others = 0
+    by_weight = equal = weights = others = 0
     running = whole_given = 0
-    at = 0
-    before = instants[0] if instants else 0
-    for instant in instants:
-        if at < len(slabs) and before >= slabs[at].start and instant > before:
-            slab = slabs[at]
-            spent = _between(slab, slab.whole[kind], before, instant)
-            left = _between(slab, slab.available[kind], before, instant)
+    at, last = 0, len(events)
+    for low, high, wholes, availables in slabs:
+        width, now = high - low, low
+        whole, available = wholes[kind] << FINE_BITS, availables[kind] << FINE_BITS
+        whole_until = available_until = 0
+        while now < high:
+            while at < last and events[at][0] <= now:
+                _, index, weight, begins = events[at]
+                at += 1
+                level = equal << FINE_BITS if weight is None else by_weight * weight
+                fine[index] += -level if begins else level
+                if weight is None:
+                    others += 1 if begins else -1
+                else:
+                    weights += weight if begins else -weight
+            now = min(events[at][0], high) if at < last else high
+            left, available_until = -available_until, available * (now - low) // width
+            left += available_until
+            spent, whole_until = -whole_until, whole * (now - low) // width
+            spent += whole_until
             if weights:
                 wanted = spent * weights >> FINE_BITS
                 by_weight += spent if wanted < left else (left << FINE_BITS) // weights
@@ -143,36 +168,22 @@ def share(slabs: list[Slab], parts: list[Part], kind: int) -> Shares:
             if others:
                 equal += left // others
                 running += left // others * others
-            if instant == slab.end:
-                given.append((running + HALF >> FINE_BITS) - whole_given)
-                whole_given = running + HALF >> FINE_BITS
-                at += 1
-        before = instant
-        for part, begins in events.get(instant, ()):
-            weight = part.weight
-            level = equal << FINE_BITS if weight is None else by_weight * weight
-            fine[part.span] = fine.get(part.span, 0) + (-level if begins else level)
-            if weight is None:
-                others += 1 if begins else -1
-            else:
-                weights += weight if begins else -weight
+        given.append((running + HALF >> FINE_BITS) - whole_given)
+        whole_given = running + HALF >> FINE_BITS
+    for _, index, weight, begins in events[at:]:
+        level = equal << FINE_BITS if weight is None else by_weight * weight
+        fine[index] += -level if begins else level
     return Shares({index: gain >> FINE_BITS for index, gain in fine.items()}, given)
-
-
-def _between(slab: Slab, uj: int, start: int, end: int) -> int:
-    """Energy of a part of a slab, in units of 2**-32 uJ, as a difference of floored cumulative counts."""
-    width = slab.end - slab.start
-    fine = uj << FINE_BITS
-    return fine * (end - slab.start) // width - fine * (start - slab.start) // width
 
 
 def divide(
     store: EnergyStore, scope: int, claims: Claims, cpu_parts: list[Part], gpu_parts: list[Part]
 ) -> list[tuple[Shares, int]]:
     """Steps 2 to 5 for one scope: what CPU, DRAM and GPU energy came to, each with the whole microjoules given."""
-    busy = union((part.start, part.end) for part in (*cpu_parts, *gpu_parts))
+    busy = union([part[:2] for part in (*cpu_parts, *gpu_parts)])
     slabs = slabs_of(store, scope, claims, busy)
-    shares = [share(slabs, cpu_parts, 0), share(slabs, cpu_parts, 1), share(slabs, gpu_parts, 2)]
+    by_cpu, by_board = events_of(cpu_parts), events_of(gpu_parts)
+    shares = [share(slabs, by_cpu, 0), share(slabs, by_cpu, 1), share(slabs, by_board, 2)]
     left: list[Leftover] = []
     for slab, cpu, dram, gpu in zip(slabs, *(found.given for found in shares), strict=True):
         available = slab.available
