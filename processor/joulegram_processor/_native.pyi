@@ -5,6 +5,7 @@ from typing import Any
 
 from joulegram_pipeline.records import LedgerLine
 from joulegram_pipeline.span_rows import Row
+from joulegram_processor.attribution_cpu import Part, Slab
 
 VERSION: int
 
@@ -51,6 +52,13 @@ def sweep(
     own: tuple[list[int], list[int], list[int]],  # of 0; what each span gets is put in, also before a refusal
     /,
 ) -> list[tuple[int, int]] | None: ...  # the time swept
+def share(
+    slabs: list[Slab],
+    parts: list[Part],
+    order: list[int],  # the spans of the parts, by index, each once
+    kind: int,
+    /,
+) -> tuple[list[int], list[int]] | None: ...  # uJ by span in this order, and by slab
 def join(
     # mg/kWh, square_ppm of the interval, whether there is DRAM, whether attributes are wanted, g/kWh, the prefixes of
     # the doubles with the ratio among them, the texts by label, gas, basis, bound, method

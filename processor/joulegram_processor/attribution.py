@@ -36,7 +36,6 @@ from joulegram_processor.scopes import BY_SPAN, HOST
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from joulegram_processor.attribution_cpu import Shares
     from joulegram_processor.energy_store import EnergyStore
     from joulegram_processor.intervals import Interval
     from joulegram_processor.rows import Row, Triple
@@ -227,28 +226,22 @@ def _attribute_by_cpu(
                     length = spans.ends[index] - spans.starts[index]
                     weight = cpu.weight(spans.cpu_ns[index] * (end - start) // length, start, end)
                     parts.append((start, end, index, weight))
+    with_gpu = any(row.kinds[2] for row in store.overlapping(min(spans.starts), max(spans.ends)))
     for scope, pieces in by_scope.items():
         equal = [(*piece, None) for piece in pieces if piece[0] < piece[1]]
         cpu_parts.setdefault(scope, []).extend([part for part in equal if part[2] not in spans.cpu_ns])
-        for part in equal:
-            gpu_parts.setdefault(spans.boards.get(part[2], scope), []).append(part)
+        if with_gpu:  # else there is nothing to share, and what is open for it is open for CPU energy
+            for part in equal:
+                gpu_parts.setdefault(spans.boards.get(part[2], scope), []).append(part)
     for scope in sorted(cpu_parts.keys() | gpu_parts.keys()):
         by_cpu, by_board = cpu_parts.get(scope, []), gpu_parts.get(scope, [])
-        shares = divide(store, scope, claimed.setdefault(scope, Claims()), by_cpu, by_board)
         indices = {part[2] for part in (*by_cpu, *by_board)}
-        order = sorted(indices, key=lambda index: (spans.starts[index], spans.ends[index], spans.keys[index]))
-        for kind, (found, swept) in enumerate(shares):
-            if swept:
-                _round_shares(found, order, swept, spans.own[kind])
-
-
-def _round_shares(shares: Shares, order: list[int], swept: int, own: list[int]) -> None:
-    """Step 6."""
-    fine = [shares.fine.get(index, 0) for index in order]
-    gains = [0] * len(order)
-    _round(fine, range(len(order)), swept, gains)
-    for index, gain in zip(order, gains, strict=True):
-        own[index] += gain
+        order = [at[3] for at in sorted([(spans.starts[at], spans.ends[at], spans.keys[at], at) for at in indices])]
+        shares = divide(store, scope, claimed.setdefault(scope, Claims()), by_cpu, by_board, order)
+        for own, gains in zip(spans.own, shares, strict=True):
+            if any(gains):
+                for index, gain in zip(order, gains, strict=True):
+                    own[index] += gain
 
 
 def _order(spans: Columns, events: list[int], shift: int) -> Iterable[int]:

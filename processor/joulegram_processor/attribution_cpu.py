@@ -25,11 +25,11 @@ Procedure, for one scope:
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
+from joulegram_processor import native
 from joulegram_processor.intervals import Interval, union
 from joulegram_processor.rows import Triple, cut
 
@@ -59,12 +59,8 @@ class Slab(NamedTuple):
     available: Triple
 
 
-@dataclass(slots=True)
-class Shares:
-    """What one kind of energy came to: each span's in units of 2**-32 uJ, and whole microjoules by slab."""
-
-    fine: dict[int, int]
-    given: list[int]
+Shares = tuple[list[int], list[int]]
+"""What one kind of energy came to, in whole microjoules: by span, in the order asked for, and by slab."""
 
 
 class ScopeCpu:
@@ -119,23 +115,22 @@ def slabs_of(store: EnergyStore, scope: int, claims: Claims, busy: Iterable[Inte
     return slabs
 
 
-Event = tuple[int, int, int | None, bool]
-"""Instant, index of the span, its weight, and whether it begins."""
+def share(slabs: list[Slab], parts: list[Part], order: list[int], kind: int) -> Shares:
+    """Steps 3 and 4 for one kind of energy; `order` has each span of the parts once."""
+    if not parts or not any(slab.available[kind] for slab in slabs):
+        return [0] * len(order), [0] * len(slabs)
+    made = None if native.LOADED is None else native.LOADED.share(slabs, parts, order, kind)
+    return share_in_python(slabs, parts, order, kind) if made is None else made
 
 
-def events_of(parts: list[Part]) -> list[Event]:
-    """The boundaries of spans in the order of time."""
-    events: list[Event] = [(start, index, weight, True) for start, _, index, weight in parts]
+def share_in_python(slabs: list[Slab], parts: list[Part], order: list[int], kind: int) -> Shares:
+    """`share` where the native module is not there, or refuses."""
+    events: list[tuple[int, int, int | None, bool]] = [
+        (start, index, weight, True) for start, _, index, weight in parts
+    ]
     events += [(end, index, weight, False) for _, end, index, weight in parts]
     events.sort(key=itemgetter(0))
-    return events
-
-
-def share(slabs: list[Slab], events: list[Event], kind: int) -> Shares:
-    """Steps 3 and 4 for one kind of energy."""
-    if not events or not any(slab.available[kind] for slab in slabs):
-        return Shares({}, [0] * len(slabs))
-    fine = dict.fromkeys([event[1] for event in events], 0)
+    fine = dict.fromkeys(order, 0)
     given: list[int] = []
     by_weight = equal = weights = others = 0
     running = whole_given = 0
@@ -173,21 +168,44 @@ def share(slabs: list[Slab], events: list[Event], kind: int) -> Shares:
     for _, index, weight, begins in events[at:]:
         level = equal << FINE_BITS if weight is None else by_weight * weight
         fine[index] += -level if begins else level
-    return Shares({index: gain >> FINE_BITS for index, gain in fine.items()}, given)
+    return _rounded([fine[index] >> FINE_BITS for index in order], whole_given), given
+
+
+def _rounded(fine: list[int], given: int) -> list[int]:
+    """Whole microjoules by which the running sum of shares grows; the last share has what rounding lost on the way."""
+    gains = [0] * len(fine)
+    running = before = 0
+    final = -1
+    for at, part in enumerate(fine):
+        if part:
+            running += part
+            gains[at] = (running >> FINE_BITS) - before
+            before = running >> FINE_BITS
+            final = at
+    gains[final] += given - before
+    return gains
 
 
 def divide(
-    store: EnergyStore, scope: int, claims: Claims, cpu_parts: list[Part], gpu_parts: list[Part]
-) -> list[tuple[Shares, int]]:
-    """Steps 2 to 5 for one scope: what CPU, DRAM and GPU energy came to, each with the whole microjoules given."""
+    store: EnergyStore,
+    scope: int,
+    claims: Claims,
+    cpu_parts: list[Part],
+    gpu_parts: list[Part],
+    order: list[int],
+) -> tuple[list[int], ...]:
+    """Steps 2 to 5 for one scope.
+
+    Returns:
+        Microjoules by kind, in the order of `order`, which has each span of the parts once.
+    """
     busy = union([part[:2] for part in (*cpu_parts, *gpu_parts)])
     slabs = slabs_of(store, scope, claims, busy)
-    by_cpu, by_board = events_of(cpu_parts), events_of(gpu_parts)
-    shares = [share(slabs, by_cpu, 0), share(slabs, by_cpu, 1), share(slabs, by_board, 2)]
+    shares = [share(slabs, parts, order, kind) for kind, parts in enumerate((cpu_parts, cpu_parts, gpu_parts))]
     left: list[Leftover] = []
-    for slab, cpu, dram, gpu in zip(slabs, *(found.given for found in shares), strict=True):
+    for slab, cpu, dram, gpu in zip(slabs, *(given for _, given in shares), strict=True):
         available = slab.available
         left.append((slab.start, slab.end, (available[0] - cpu, available[1] - dram, available[2] - gpu)))
     claims.keep(busy, left)
     claims.give(busy, store.watermark_ns)
-    return [(found, sum(found.given)) for found in shares]
+    return tuple(gains for gains, _ in shares)

@@ -158,6 +158,9 @@ def test_a_host_label_where_nothing_is_known() -> None:
     assert spans.labels == [BY_HOST]
 
 
+Spec = tuple[int, int, int | None]
+"""Start, length and CPU time."""
+
 SPANS = st.lists(
     st.tuples(
         st.integers(0, 3 * W).map(MS.__mul__),
@@ -211,9 +214,7 @@ def unclaimed(store: EnergyStore, claimed: dict[int, Claims], scope: int) -> lis
 
 @given(stores(), st.lists(SPANS, min_size=1, max_size=4), st.lists(st.sampled_from((PID, HOST)), min_size=4))
 @settings(max_examples=200, deadline=None)
-def test_nothing_is_lost_and_nothing_given_twice(
-    store: EnergyStore, groups: list[list[tuple[int, int, int | None]]], pids: list[int]
-) -> None:
+def test_nothing_is_lost_and_nothing_given_twice(store: EnergyStore, groups: list[list[Spec]], pids: list[int]) -> None:
     """Law, after every settlement and for every kind: given + what is left = the pots, to the microjoule."""
     claimed: dict[int, Claims] = {}
     scopes = store.scopes()
@@ -231,9 +232,7 @@ def test_nothing_is_lost_and_nothing_given_twice(
 
 @given(stores(), SPANS, st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
-def test_the_order_of_spans_changes_nothing(
-    store: EnergyStore, group: list[tuple[int, int, int | None]], rng: Random
-) -> None:
+def test_the_order_of_spans_changes_nothing(store: EnergyStore, group: list[Spec], rng: Random) -> None:
     """Law: spans settled together get the same in whatever order they stand."""
     spans = [(start, start + length, cpu) for start, length, cpu in group]
     order = list(range(len(spans)))
@@ -245,7 +244,27 @@ def test_the_order_of_spans_changes_nothing(
     assert [[column[at] for at in order] for column in one.own] == list(map(list, other.own))
 
 
-def oracle(store: EnergyStore, spans: list[tuple[int, int, int | None]]) -> list[Fraction]:
+@given(stores(), SPANS, SPANS, st.sampled_from((PID, HOST)))
+@settings(max_examples=150, deadline=None)
+def test_another_span_takes_from_others_no_more_than_it_gets(
+    store: EnergyStore, group: list[Spec], more: list[Spec], pid: int
+) -> None:
+    """Law: with one span more in the process nobody gains, and all lose together what it gets."""
+    mine = [(start, start + length, cpu) for start, length, cpu in group]
+    start, length, cpu = more[0]
+    alone, both = columns(*mine), columns(*mine, (start, start + length, cpu))
+    both.pids = [*alone.pids, pid]
+    attribute(store, {}, alone)
+    attribute(store, {}, both)
+    for kind in range(3):
+        lost = [before - after for before, after in zip(alone.own[kind], both.own[kind][:-1], strict=True)]
+        if pid == HOST and HOST not in alone.scopes:
+            assert not any(lost)
+        assert all(uj >= -1 for uj in lost)
+        assert -len(mine) <= sum(lost) <= both.own[kind][-1] + len(mine)
+
+
+def oracle(store: EnergyStore, spans: list[Spec]) -> list[Fraction]:
     """CPU energy in fractions, elementary interval by elementary interval, all in one scope and none before."""
     edges = sorted(
         {edge for start, end, _ in spans for edge in (start, end)}
@@ -281,7 +300,7 @@ def oracle(store: EnergyStore, spans: list[tuple[int, int, int | None]]) -> list
 
 @given(stores(), SPANS)
 @settings(max_examples=200, deadline=None)
-def test_the_parts_are_those_of_exact_arithmetic(store: EnergyStore, group: list[tuple[int, int, int | None]]) -> None:
+def test_the_parts_are_those_of_exact_arithmetic(store: EnergyStore, group: list[Spec]) -> None:
     """Against fractions: within the microjoules that rounding moves between spans."""
     spans = [(start, start + length, cpu) for start, length, cpu in group]
     made = columns(*spans, pid=HOST)
