@@ -51,6 +51,7 @@ FIND_AGAIN_NS = 10_000_000_000
 """How long after a failed read a board is looked up anew: a handle does not outlive a board that was reset."""
 
 _UJ_PER_MJ = 1_000
+_UW_PER_MW = 1_000
 _UNKNOWN_NAME = "unknown"
 _NO_COUNTER = frozenset({NOT_SUPPORTED, FUNCTION_NOT_FOUND})
 _CODES = {
@@ -152,7 +153,7 @@ class BoardCounter:
                 self._counted = True
                 return energy_uj
         power_mw = self._library.power_mw(self._handle)
-        return self._integral.add(power_mw, self._clock.mono_ns())
+        return self._integral.add(power_mw * _UW_PER_MW, self._clock.mono_ns())
 
     def _find_again(self) -> None:
         now_ns = self._clock.mono_ns()
