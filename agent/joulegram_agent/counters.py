@@ -126,7 +126,7 @@ class Accumulator:
         """Go on from what another accumulator of this domain had counted; before the first reading.
 
         Args:
-            counted: as `counted` gave it. Without `raw_uj` the totals go on, and what the counter did since is not known.
+            counted: as `counted` gave it. Without `raw_uj` the totals go on, and the rise since then is not known.
             at_ns: the instant of `counted` on the clock of `offer`.
             awake_ns: the same on its other clock.
         """

@@ -46,11 +46,11 @@ class Instant:
         return cls(clock.wall_ns(), clock.mono_ns(), clock.boot_ns())
 
     def since(self, before: Instant) -> int:
-        """Nanoseconds by the clock that ran most: a suspended machine's monotonic clock stands still, while its
-        counters may not."""
-        return max(
-            self.mono_ns - before.mono_ns, self.boot_ns - before.boot_ns, self.wall_ns - before.wall_ns
-        )
+        """Nanoseconds by the clock that ran most.
+
+        A suspended machine's monotonic clock stands still, while its counters may not.
+        """
+        return max(self.mono_ns - before.mono_ns, self.boot_ns - before.boot_ns, self.wall_ns - before.wall_ns)
 
     def asleep_since(self, before: Instant) -> int:
         """Nanoseconds that the machine was suspended."""
@@ -147,7 +147,9 @@ class StateFile:
             return AgentState.from_bytes(data)
         except AgentError as error:
             aside = self.path.with_name(self.path.name + ".damaged")
-            log.warning("agent state %s is damaged: %s: counting begins anew, it is kept as %s", self.path, error, aside)
+            log.warning(
+                "agent state %s is damaged: %s: counting begins anew, it is kept as %s", self.path, error, aside
+            )
             try:
                 self.path.replace(aside)
             except OSError as failed:

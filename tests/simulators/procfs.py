@@ -12,7 +12,7 @@ BOOT_ID = "0f1e2d3c-4b5a-4697-8899-aabbccddeeff"
 
 
 class ManualClock:
-    """Wall, monotonic and boot clock; `advance` moves all, `step_wall` the wall alone, `suspend` all but the monotonic."""
+    """Wall, monotonic and boot clock; `advance` moves all, `step_wall` the wall, `suspend` all but the monotonic."""
 
     def __init__(self, wall_ns: int = 1_700_000_000_000_000_000, mono_ns: int = 5_000_000_000) -> None:
         self._wall_ns = wall_ns
