@@ -2,6 +2,7 @@
 
 Invariants:
     * a published energy is compared with the truth when it is published, per domain, to the microjoule;
+    * `zero_uj` is the truth when the first agent started whose counts were left to the next;
     * `gap_uj` is the truth of the windows that were declared gaps, and of the time without an agent.
 """
 
@@ -51,6 +52,7 @@ class Days:
         self.proc = FakeProc(self.root / "proc")
         self.state = StateFile(self.root / "agent-state.json")
         self._truth = dict(self.tree.truth_uj)
+        self.zero_uj = dict(self._truth)
         self._saved_ns = 0
         self.start()
 
@@ -62,6 +64,8 @@ class Days:
         if left is not None:
             self.sampler.resume(left)
             self.restarts += 1
+        else:
+            self.zero_uj = dict(self.tree.truth_uj)
         self.sampler.sample()
         self.gap_uj.update(self._window())
         self._epoch = self.sampler.batch(0).epoch
@@ -98,8 +102,9 @@ class Days:
         self.ticks += 1
         missing = {gap.domain: gap.reason for gap in tick.gaps}
         self.reasons.update(reason.partition(":")[0] for reason in missing.values())
+        measured = {domain.id for domain in self.sampler.batch(0).domains}
         for domain, energy_uj in self._window().items():
-            if domain in missing or "*" in missing:
+            if domain not in measured or domain in missing or "*" in missing:
                 assert domain not in tick.energy_uj
                 self.gap_uj[domain] += energy_uj
             else:

@@ -153,6 +153,10 @@ class PowercapTree:
         """Spend power for a time: W x ms are mJ."""
         self.advance({domain: power * millis * 1_000 for domain, power in watts.items()})
 
+    def counter_uj(self, domain: str) -> int:
+        """What a counter shows."""
+        return self._zones[domain].counter_uj
+
     def reset(self, domain: str, counter_uj: int = 0) -> None:
         """Set a counter anew, as a reload of the driver does."""
         self._zones[domain].counter_uj = counter_uj
