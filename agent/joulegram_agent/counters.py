@@ -95,6 +95,7 @@ class Accumulator:
         self._last: tuple[int, int, int] | None = None
         self._window_uj = 0
         self._spoilt: str | None = None
+        self._unknown = False
         self._failing: str | None = None
         self._carried: str | None = None
 
@@ -109,7 +110,9 @@ class Accumulator:
         awake_ns = at_ns if awake_ns is None else awake_ns
         known = 0 if self._last is None else self._rise(raw_uj, at_ns, awake_ns, *self._last)
         if isinstance(known, str):
-            self._spoil(known)
+            # Energy that is not known says more of a window than energy that is counted and has no place.
+            if not self._unknown:
+                self._spoilt, self._unknown = known, True
         else:
             self._window_uj += known
             if self._carried is not None:
@@ -144,6 +147,7 @@ class Accumulator:
         """Begin a window at the reading just offered or missed."""
         self._window_uj = 0
         self._spoilt = None
+        self._unknown = False
         self._carried = self._failing
 
     def close(self, spoilt: str | None = None) -> int | Gap:
