@@ -35,8 +35,8 @@ LOAD = {"package-0": 100}
 AT = Instant(1_700_000_000 * S, 5 * S, 6 * S)
 
 
-def days(root: Path, **options: bool) -> Days:
-    return Days(PowercapTree(root / "sys", dram=False, core=False, **options), root)
+def days(root: Path) -> Days:
+    return Days(PowercapTree(root / "sys", dram=False, core=False), root)
 
 
 def test_counts_go_on_and_the_gap_is_quantified(tmp_path: Path) -> None:

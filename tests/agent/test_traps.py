@@ -134,6 +134,7 @@ def test_a_read_that_fails_is_no_wrap(tmp_path: Path) -> None:
         node.clock.advance(S // 10)
         node.sample()
     node.run(2, {"package-0": 20}, millis=100)
+    node.run(0.7, {}, millis=100)
     assert node.counted("package-0") == node.tree.truth_uj["package-0"] == 80 * J
     assert node.sampler.totals.energy_uj == {"package-0": 80 * J}
 
