@@ -292,10 +292,9 @@ def _totals(state: AgentState) -> Totals:
 
 def _out_of_time(start: _Edge, end: _Edge) -> str | None:
     """Why a window's energy has no place on the wall clock, if it has none."""
-    asleep_ns = end.at.asleep_since(start.at)
-    if asleep_ns > CLOCK_STEP_NS:
+    if end.at.asleep_since(start.at) > CLOCK_STEP_NS:
         return SUSPENDED
-    step_ns = (end.wall_ns - start.wall_ns) - (end.mono_ns - start.mono_ns) - asleep_ns
+    step_ns = (end.wall_ns - start.wall_ns) - (end.mono_ns - start.mono_ns)
     return CLOCK_STEP if abs(step_ns) > CLOCK_STEP_NS else None
 
 

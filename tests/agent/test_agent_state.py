@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from joulegram_agent.client import AgentClient
@@ -17,12 +17,15 @@ from joulegram_agent.counters import Counted
 from joulegram_agent.local import LocalAgent
 from joulegram_agent.main import open_agent, run_agent
 from joulegram_agent.model import ModelReader
+from joulegram_agent.nvml import NvmlReader
 from joulegram_agent.powercap import PowercapReader
 from joulegram_agent.restart import SAVE_NS
 from joulegram_agent.sampler import Sampler
 from joulegram_agent.state import FILE_NAME, AgentState, DomainState, Instant, StateFile
 from joulegram_pipeline.errors import AgentError, BusyError
 from simulators.agent_days import Days
+from simulators.nvml import NvmlSim, SimBoard, uuid
+from simulators.nvml_node import old_board
 from simulators.powercap import PowercapTree
 from simulators.procfs import FakeProc, ManualClock
 
@@ -145,6 +148,14 @@ def test_a_model_has_no_counter_to_go_on_from(tmp_path: Path) -> None:
     assert sampler.totals.gaps == {"model/cpu": {"agent_restart": 1}}
 
 
+def test_power_that_is_added_up_ends_with_its_agent(tmp_path: Path) -> None:
+    """A board's counter goes on without an agent, a sum of power does not: only the first is looked at again."""
+    counted, old = SimBoard(uuid(0)), old_board(60_000, number=1)
+    reader = NvmlReader(NvmlSim(tmp_path / "nvml", counted, old).library, ManualClock())
+    assert reader.lasting() == {counted.domain: "nvml"}
+    reader.close()
+
+
 def test_a_domain_that_cannot_be_read_at_the_start_is_known_later(tmp_path: Path) -> None:
     """D-10: refused while the agent starts, read 2 s later: the energy since the agent before is unplaced, not lost."""
     node = days(tmp_path)
@@ -236,16 +247,20 @@ def test_the_daemon_goes_on_beside_its_socket(tmp_path: Path) -> None:
     PowercapTree(tmp_path / "sys", dram=False)
     path = tmp_path / "agent.sock"
 
+    def written() -> int | None:
+        """Which file it is: one that is replaced is another."""
+        return (tmp_path / FILE_NAME).stat().st_ino if (tmp_path / FILE_NAME).exists() else None
+
     async def serve() -> tuple[dict[str, object], bytes]:
         task = asyncio.create_task(run_agent(path, "powercap", sysfs_root=tmp_path / "sys"))
         while not path.exists():  # noqa: ASYNC110  (the daemon's only sign of life is its socket)
             await asyncio.sleep(0)
         async with AgentClient(path) as client:
             counters = await client.counters()
-            before = (tmp_path / FILE_NAME).read_bytes() if (tmp_path / FILE_NAME).exists() else b""
+            before = written()
             with pytest.raises(BusyError):
                 await run_agent(path, "powercap", sysfs_root=tmp_path / "sys")
-            assert ((tmp_path / FILE_NAME).read_bytes() if before else b"") == before
+            assert written() == before
             while counters["at_ns"] is None:
                 await asyncio.sleep(0.01)
                 counters = await client.counters()
@@ -277,6 +292,7 @@ def test_an_agent_in_process_leaves_nothing(tmp_path: Path) -> None:
 COUNT = st.integers(0, 2**63)
 
 
+@settings(deadline=None)
 @given(
     boot_id=st.text(max_size=40),
     at=st.builds(Instant, COUNT, COUNT, COUNT),
@@ -300,6 +316,7 @@ def test_a_state_is_read_as_it_was_written(boot_id: str, at: Instant, domains: d
     assert data.count(b"\n") == 1
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=200))
 def test_no_bytes_are_more_than_an_agent_error(data: bytes) -> None:
     """No file, however broken, raises anything else."""

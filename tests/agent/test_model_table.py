@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from joulegram_agent import model_table
@@ -177,6 +177,7 @@ def test_a_machine_without_cpufreq_is_not_scaled(tmp_path: Path) -> None:
     assert " by CPU time, row" in reason(tmp_path)
 
 
+@settings(max_examples=40, deadline=None)
 @given(steps=st.lists(st.tuples(st.integers(1, 3 * S), st.integers(0, 30), st.integers(1, 5_000_000)), max_size=20))
 def test_law_of_the_model(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, int, int]]) -> None:
     """D-08: whatever the load and the frequencies, neither counter falls, and static is never above the whole."""

@@ -7,7 +7,7 @@ import errno
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from joulegram_agent.local import LocalAgent
@@ -257,6 +257,7 @@ def test_the_agent_reads_them_in_real_time(tmp_path: Path) -> None:
     assert asyncio.run(body()) == 75 * W
 
 
+@settings(deadline=None)
 @given(
     trace=st.lists(
         st.tuples(st.one_of(st.integers(0, 10**9), st.just("read_failed")), st.integers(S, 2 * S)), max_size=40
