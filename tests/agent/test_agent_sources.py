@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from pathlib import Path
 
 import pytest
 
 from joulegram_agent.main import open_agent
 from joulegram_agent.powercap import PowercapReader
 from joulegram_agent.reader import NoEnergyReader
-from joulegram_agent.sources import COUNTERS
+from joulegram_agent.sources import COUNTERS, SOURCES
 from joulegram_pipeline.energy import DomainKind, Method
 from simulators.energy_machine import Machine
 from simulators.nvml import NvmlSim, SimBoard, uuid
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize(("packages", "dies"), [(1, 1), (2, 1), (2, 2), (11, 1)])
@@ -128,3 +126,9 @@ def test_the_agent_takes_the_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert agent.reader.source == "msr"
     assert machine.registers.opened == [0, 1]
     agent.reader.close()
+
+
+def test_the_page_lists_the_sources() -> None:
+    """docs/sources.md: a row for each source that reads something, in the order in which they are tried."""
+    rows = re.findall(r"^\| `(\w+)` \|", (Path(__file__).parents[2] / "docs" / "sources.md").read_text(), re.MULTILINE)
+    assert rows == [source for source in SOURCES if source not in {"auto", "none"}]
