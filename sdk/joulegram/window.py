@@ -66,7 +66,8 @@ class WindowEnergy:
         end_ns: as asked, exclusive.
         covered_ns: time in it of which energy is known.
         host_uj: of the covered time; None where nothing is covered.
-        process_uj: our part of it, None where it is not known.
+        process_uj: our part of it, of the ticks in which our CPU time is known; None where it is known in none.
+        split_uj: the host's energy in those ticks.
         gpu_uj: the GPUs' part of the host's energy; None where there is none.
         method: how it came about.
         reason: what is missing and why; None where nothing is.
@@ -77,6 +78,7 @@ class WindowEnergy:
     covered_ns: int
     host_uj: int | None
     process_uj: int | None
+    split_uj: int
     gpu_uj: int | None
     method: Method
     reason: str | None
@@ -84,9 +86,9 @@ class WindowEnergy:
     @property
     def allocation_ratio(self) -> float | None:
         """Our part of the host's energy (S3-09); None where either is not known."""
-        if self.host_uj is None or self.process_uj is None:
+        if self.process_uj is None:
             return None
-        return self.process_uj / self.host_uj if self.host_uj else 0.0
+        return self.process_uj / self.split_uj if self.split_uj else 0.0
 
 
 class TickLog:
@@ -147,8 +149,8 @@ class TickLog:
             end_ns: exclusive.
             missing: why the source gave no more, where it did not.
         """
-        host = process = gpu = covered_ns = 0
-        knows_process, has_gpu = True, False
+        host = process = split = gpu = covered_ns = 0
+        knows_process, has_gpu = False, False
         methods: set[Method] = set()
         gaps: Counter[str] = Counter()
         last_ns = start_ns
@@ -165,16 +167,16 @@ class TickLog:
             methods.add(tick.method)
             if tick.gpu_uj is not None:
                 has_gpu, gpu = True, gpu + tick.gpu_uj * part_ns // length_ns
-            if tick.process_uj is None:
-                knows_process = False
-            else:
+            if tick.process_uj is not None:
+                knows_process, split = True, split + tick.host_uj * part_ns // length_ns
                 process += tick.process_uj * part_ns // length_ns
         return WindowEnergy(
             start_ns=start_ns,
             end_ns=end_ns,
             covered_ns=covered_ns,
             host_uj=host if covered_ns else None,
-            process_uj=process if covered_ns and knows_process else None,
+            process_uj=process if knows_process else None,
+            split_uj=split,
             gpu_uj=gpu if has_gpu else None,
             method=_method(methods),
             reason=self._reason(end_ns - start_ns, covered_ns, gaps, missing),
