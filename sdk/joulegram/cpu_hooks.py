@@ -131,6 +131,9 @@ class Hooks:
         self._submits = submit, _followed_submit(self._context.variable, submit)
         _HANDLE._run = self._steps[1]
         _POOL.submit = self._submits[1]
+        if isinstance(running_loop(), asyncio.BaseEventLoop):
+            state = this_thread()
+            state.in_step = state.joined_step = True
         return True
 
     def _end(self) -> None:
@@ -154,8 +157,13 @@ def _followed_step(variable: ContextVar[Context], run_step: Callable[[Any], None
     def run(handle: Any) -> None:
         inside = handle._context
         state = this_thread()
+        here = variable.get(None)
+        if state.joined_step:
+            # The step in which this was installed has just ended, and nothing but the loop ran since.
+            state.in_step = state.joined_step = False
+            change(state, state.context, here, _SPAN_KEY)
         outer_step = state.in_step
-        change(state, variable.get(None), inside.get(variable), _SPAN_KEY)
+        change(state, here, inside.get(variable), _SPAN_KEY)
         state.in_step = True
         try:
             run_step(handle)

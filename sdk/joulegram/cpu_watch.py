@@ -63,9 +63,10 @@ class ThreadState:
         read_cpu_ns: the thread's CPU time when it was last read.
         read_wall_ns: the wall clock then.
         in_step: an event loop that is followed runs one of its steps.
+        joined_step: that step had begun before anybody followed, so its end will not be seen.
     """
 
-    __slots__ = ("account", "context", "in_step", "read_cpu_ns", "read_wall_ns", "since_ns")
+    __slots__ = ("account", "context", "in_step", "joined_step", "read_cpu_ns", "read_wall_ns", "since_ns")
 
     def __init__(self) -> None:
         self.context: Mapping[str, object] | None = None
@@ -74,6 +75,7 @@ class ThreadState:
         self.read_cpu_ns = 0
         self.read_wall_ns = -SHORT_NS
         self.in_step = False
+        self.joined_step = False
 
 
 _threads = threading.local()

@@ -21,9 +21,10 @@ from joulegram_pipeline.errors import IdentifierError
 from joulegram_pipeline.ids import check_run_id, new_run_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from opentelemetry.metrics import Meter
+    from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Tracer
 
 log = logging.getLogger(__name__)
@@ -124,6 +125,7 @@ def init_otel(
     run_id: str | None = None,
     component: str = "etl",
     cpu_time: bool = True,
+    span_processors: Sequence[SpanProcessor] = (),
 ) -> Telemetry:
     """Start the telemetry of a run: traces and metrics over OTLP/gRPC (S0-24, S1-13, C-19).
 
@@ -138,6 +140,7 @@ def init_otel(
         component: resource attribute `kfm.component`.
         cpu_time: set `joulegram.cpu_ns` on every span (`JouleSpanProcessor`), so that spans of one process that
             overlap share its energy by what each of them spent.
+        span_processors: more of them, for a handle that is new; they are shut down with it.
 
     Raises:
         IdentifierError: the run id, given or in KFM_RUN_ID, may not name a run.
@@ -148,7 +151,7 @@ def init_otel(
         key = (run_id, service_name, service_version, component, cpu_time)
         handle = _handles.get(key)
         if handle is None:
-            handle = _handles[key] = _make(key)
+            handle = _handles[key] = _make(key, span_processors)
             atexit.register(handle.shutdown)
         return handle
 
@@ -171,7 +174,7 @@ def _run_id(given: str | None) -> str:
     return _generated
 
 
-def _make(key: _Key) -> Telemetry:
+def _make(key: _Key, span_processors: Sequence[SpanProcessor]) -> Telemetry:
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
     from opentelemetry.sdk.resources import Resource
@@ -194,6 +197,8 @@ def _make(key: _Key) -> Telemetry:
         from joulegram.span_processor import JouleSpanProcessor
 
         traces.add_span_processor(JouleSpanProcessor())
+    for processor in span_processors:
+        traces.add_span_processor(processor)
     readers = []
     if _sends("TRACES"):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter

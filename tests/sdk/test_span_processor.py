@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import os
+import sys
 import threading
 import time
 import weakref
@@ -235,6 +236,21 @@ def test_a_pool_without_the_context_is_not_the_spans(spans: Spans) -> None:
     assert near(spans.cpu_ns()["giver"], 0)
 
 
+def test_begun_inside_a_running_loop_it_follows_from_there() -> None:
+    """A job that calls `init_otel` in its coroutine has figures from its first span on."""
+    made: list[Spans] = []
+
+    async def main() -> None:
+        made.append(Spans())
+        with made[0].tracer.start_as_current_span("job"):
+            burn(20)
+            await asyncio.gather(asyncio.to_thread(burn, 20), asyncio.sleep(0.01))
+
+    asyncio.run(main())
+    made[0].provider.shutdown()
+    assert near(made[0].cpu_ns()["job"], 40)
+
+
 class ForeignHandle(asyncio.Handle):
     """As in a loop of another make: it enters contexts itself."""
 
@@ -265,6 +281,29 @@ def test_a_loop_that_is_not_followed_gives_no_figure(spans: Spans) -> None:
     assert spans.cpu_ns() == {"a": None, "b": None}
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio has eager tasks from Python 3.12 on")
+def test_an_eager_task_leaves_no_wrong_figure(spans: Spans) -> None:
+    """It begins inside its creator's step and comes back from there unseen: both spans have the truth or nothing."""
+
+    async def inner() -> None:
+        with spans.tracer.start_as_current_span("eager"):
+            burn(10)
+            await asyncio.sleep(0.01)
+            burn(10)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        with spans.tracer.start_as_current_span("outer"):
+            task = asyncio.create_task(inner())
+            burn(30)
+            await task
+
+    asyncio.run(main())
+    found = spans.cpu_ns()
+    assert found["eager"] is None or near(found["eager"], 20)
+    assert found["outer"] is None or near(found["outer"], 30)
+
+
 def test_a_context_entered_unseen_gives_no_figure(spans: Spans) -> None:
     """A thread that begins in a copied context is in the span without having attached it."""
     with spans.tracer.start_as_current_span("copied") as span:
@@ -285,7 +324,7 @@ def test_a_context_entered_unseen_gives_no_figure(spans: Spans) -> None:
 
 def test_a_library_that_switches_unseen_turns_it_off(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
     """With trio, gevent or curio loaded no span gets a figure."""
-    monkeypatch.setitem(__import__("sys").modules, "trio", contextvars)
+    monkeypatch.setitem(sys.modules, "trio", contextvars)
     with spans.tracer.start_as_current_span("x"):
         burn(1)
     assert spans.cpu_ns() == {"x": None}
