@@ -2,8 +2,8 @@
 
     joulegram run -- python examples/asyncio_job.py
 
-Tasks change without OpenTelemetry noticing; `joulegram.cpu_ns` follows them all the same, so that a node that waits is not
-charged for who runs meanwhile. Alone it prints what each node spent, as its span has it.
+Tasks change without OpenTelemetry noticing; `joulegram.cpu_ns` follows them all the same, so that a node that waits is
+not charged for who runs meanwhile. Alone it prints what each node spent, as its span has it.
 """
 
 from __future__ import annotations

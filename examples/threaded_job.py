@@ -12,6 +12,7 @@ import argparse
 import contextvars
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from joulegram import etl_node, init_otel
 
@@ -37,8 +38,9 @@ def main() -> None:
 
     with telemetry.tracer.start_as_current_span("etl.job"), ThreadPoolExecutor(2) as pool:
         # A thread begins without a context: copying ours makes the node's span a child of the root.
-        jobs = [pool.submit(contextvars.copy_context().run, node, *what) for what in (("light", 1), ("heavy", 3))]
-        light, heavy = (job.result() for job in jobs)
+        first = pool.submit(contextvars.copy_context().run, partial(node, "light", 1))
+        second = pool.submit(contextvars.copy_context().run, partial(node, "heavy", 3))
+        light, heavy = first.result(), second.result()
     telemetry.shutdown()
     print(f"light {light / (light + heavy):.0%}, heavy {heavy / (light + heavy):.0%} of the CPU time")
 

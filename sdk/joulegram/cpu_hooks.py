@@ -32,7 +32,7 @@ import opentelemetry.context as context_api
 from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.trace.propagation import _SPAN_KEY
 
-from joulegram.cpu_watch import ThreadState, change, doubt, forget, this_thread
+from joulegram.cpu_watch import THREADS, ThreadState, change, doubt, forget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,14 +59,14 @@ class WatchedContext(ContextVarsRuntimeContext):
         self.variable = self._current_context = before._current_context
 
     def attach(self, context: Context) -> Token[Context]:
-        state = this_thread()
+        state = THREADS.state
         if running_loop() is not None and not state.in_step:
             return self._attach_doubtful(state, context)
         change(state, self.variable.get(), context, _SPAN_KEY)
         return self.variable.set(context)
 
     def detach(self, token: Token[Context]) -> None:
-        state, variable = this_thread(), self.variable
+        state, variable = THREADS.state, self.variable
         if running_loop() is not None and not state.in_step:
             doubt(state)
         here = variable.get()
@@ -132,7 +132,7 @@ class Hooks:
         _HANDLE._run = self._steps[1]
         _POOL.submit = self._submits[1]
         if isinstance(running_loop(), asyncio.BaseEventLoop):
-            state = this_thread()
+            state = THREADS.state
             state.in_step = state.joined_step = True
         return True
 
@@ -156,7 +156,7 @@ def _followed_step(variable: ContextVar[Context], run_step: Callable[[Any], None
     @functools.wraps(run_step)
     def run(handle: Any) -> None:
         inside = handle._context
-        state = this_thread()
+        state = THREADS.state
         here = variable.get(None)
         if state.joined_step:
             # The step in which this was installed has just ended, and nothing but the loop ran since.
@@ -182,7 +182,7 @@ def _followed_submit(variable: ContextVar[Context], submit: Callable[..., Any]) 
             return submit(pool, fn, *args, **kwargs)
 
         def work(*args: Any, **kwargs: Any) -> Any:
-            state = this_thread()
+            state = THREADS.state
             change(state, variable.get(None), inside.get(variable), _SPAN_KEY)
             try:
                 return fn(*args, **kwargs)

@@ -78,17 +78,17 @@ class ThreadState:
         self.joined_step = False
 
 
-_threads = threading.local()
+class _Threads(threading.local):
+    """The calling thread's state; made when a thread first asks, because a fork leaves only one of them."""
+
+    def __init__(self) -> None:
+        self.state = ThreadState()
+
+
+THREADS = _Threads()
+"""`THREADS.state` is what the calling thread does."""
+
 _making_others = threading.Lock()
-
-
-def this_thread() -> ThreadState:
-    """The state of the calling thread."""
-    try:
-        state: ThreadState = _threads.state
-    except AttributeError:
-        state = _threads.state = ThreadState()
-    return state
 
 
 def change(state: ThreadState, here: Mapping[str, object] | None, there: Mapping[str, object] | None, key: str) -> None:
@@ -140,7 +140,7 @@ def forget() -> None:
     """In a child process after a fork: this thread has another CPU clock, and all other threads are gone."""
     global _making_others  # noqa: PLW0603 - another thread may have held it at the fork
     _making_others = threading.Lock()
-    _threads.state = ThreadState()
+    THREADS.state = ThreadState()
 
 
 def _join(account: Account, state: ThreadState) -> None:

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from joulegram.cpu_hooks import HOOKS
-from joulegram.cpu_watch import ACCOUNT, Account, change, this_thread
+from joulegram.cpu_watch import ACCOUNT, THREADS, Account, change
 
 if TYPE_CHECKING:
     from contextvars import ContextVar
@@ -48,7 +48,7 @@ class JouleSpanProcessor(SpanProcessor):
         if self._variable is None or "gevent" in modules or "trio" in modules or "curio" in modules:
             return
         account = Account()
-        account.owner = this_thread()
+        account.owner = THREADS.state
         span._joulegram_account = account  # type: ignore[attr-defined]  # noqa: SLF001 - ours
 
     def _on_ending(self, span: Span) -> None:
@@ -56,29 +56,24 @@ class JouleSpanProcessor(SpanProcessor):
         account: Account | None = getattr(span, ACCOUNT, None)
         if account is None or self._variable is None:
             return
-        state, here = this_thread(), self._variable.get(None)
+        state, here = THREADS.state, self._variable.get(None)
         if state.account is account or (here is not None and here.get(_SPAN_KEY) is span):
             # It ends where it is active: from here on the time is nobody's, although its context is not left yet.
             change(state, here, here, _SPAN_KEY)
             state.account = None
-        cpu_ns = account.total_ns()
-        if cpu_ns is not None:
-            _write(span, cpu_ns)
+        one_thread = account.others_ns is None and account.known and account.was_active and state.account is not account
+        cpu_ns = account.own_ns if one_thread and account.owner is state else account.total_ns()
+        if cpu_ns is None:
+            return
+        # The SDK closes a span's attributes before it calls this, so this writes where they are kept. A span whose
+        # attributes are full stays as it is: what the job set is not dropped for ours.
+        attributes: Any = span._attributes  # noqa: SLF001 - see above
+        kept = getattr(attributes, "_dict", None)
+        if kept is not None and (attributes.maxlen is None or len(kept) < attributes.maxlen):
+            kept[CPU_NS] = cpu_ns
 
     def shutdown(self) -> None:
         """Let go of what was hooked; spans that end later are left as they are."""
         if self._variable is not None:
             self._variable = None
             HOOKS.uninstall()
-
-
-def _write(span: Any, cpu_ns: int) -> None:
-    """Add the attribute to a span that takes no more through its own methods.
-
-    The SDK closes a span's attributes before it calls `_on_ending`, so this writes where they are kept. A span
-    whose attributes are full stays as it is: what the job set is not dropped for ours.
-    """
-    attributes = span._attributes  # noqa: SLF001 - see above
-    kept = getattr(attributes, "_dict", None)
-    if isinstance(kept, dict) and (attributes.maxlen is None or len(kept) < attributes.maxlen):
-        kept[CPU_NS] = cpu_ns

@@ -79,9 +79,7 @@ async def _run(launch: Launch, config: Config, *, as_json: bool) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):  # before the command can be seen to run
             loop.add_signal_handler(number, launch.signal, number)
         start_ns = time.time_ns()
-        processes = RunProcesses(
-            launch.pid, _program(launch.command), sidecar.agent, start_ns, config.agent.proc_root
-        )
+        processes = RunProcesses(launch.pid, _program(launch.command), sidecar.agent, start_ns, config.agent.proc_root)
         async with processes:
             launch.start(_environment(os.environ, sidecar.grpc_port, sidecar.http_port, run_id))
             status = await asyncio.to_thread(launch.wait)

@@ -85,7 +85,9 @@ def test_energy_times_pue_times_the_tables_row() -> None:
 def test_a_span_is_integrated_over_the_intensitys_intervals() -> None:
     """Half an hour over a boundary has half of each; whatever `bucket_minutes` says."""
     estimator = CarbonEstimator(intensity_provider=Hours(), custom_pue=1.0)
-    found: Any = estimator.estimate_over_span(START, START + timedelta(minutes=90), power_watts=1000.0, bucket_minutes=60)
+    found: Any = estimator.estimate_over_span(
+        START, START + timedelta(minutes=90), power_watts=1000.0, bucket_minutes=60
+    )
     assert found["energy_consumed_kwh"] == 1.5
     assert found["carbon_emissions_gco2"] == pytest.approx(100 + 150)
 
@@ -109,7 +111,11 @@ def test_a_longer_span_is_not_surer() -> None:
 def test_monte_carlo_agrees_with_the_analytical_interval() -> None:
     """The percentiles of the draws, not of their mean: within 3 % of the half-width, around the value, repeatable."""
     estimator = CarbonEstimator(intensity_provider=Hours(), custom_pue=1.0)
-    plain, drawn, again = estimate(estimator), estimate(estimator, audit_mode=True), estimate(estimator, audit_mode=True)
+    plain, drawn, again = (
+        estimate(estimator),
+        estimate(estimator, audit_mode=True),
+        estimate(estimator, audit_mode=True),
+    )
     assert plain.meta is not None
     assert drawn.meta is not None
     assert drawn.meta == again.meta

@@ -80,13 +80,17 @@ def test_with_an_agent(tmp_path: Path, tree: PowercapTree) -> None:
         logger.close()
     energy = metric["energy"]
     assert metric["operation"] == "burn_end"
-    assert ENERGY <= energy.keys()
+    assert energy.keys() >= ENERGY
     assert metric.keys() >= RECORD
     assert energy["attribution_mode"] == "governor_cpu_time"
     assert energy["energy_method"] == "measured"
     assert 0 < energy["allocation_ratio"] < 1
-    assert energy["energy_wh_process"] == pytest.approx(energy["energy_wh_total"] * energy["allocation_ratio"], rel=1e-3)
-    assert energy["avg_power_watts"] == pytest.approx(3600 * energy["energy_wh_total"] / energy["duration_seconds"], rel=0.01)
+    assert energy["energy_wh_process"] == pytest.approx(
+        energy["energy_wh_total"] * energy["allocation_ratio"], rel=1e-3
+    )
+    assert energy["avg_power_watts"] == pytest.approx(
+        3600 * energy["energy_wh_total"] / energy["duration_seconds"], rel=0.01
+    )
 
 
 def test_records_follow_each_other_without_a_hole(tmp_path: Path, tree: PowercapTree) -> None:

@@ -320,7 +320,7 @@ def test_a_factor_that_cannot_be_one_is_refused(given: dict[str, Any], quoted: s
 def test_a_variable_that_is_no_number_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's own key, and what stood there."""
     monkeypatch.setenv("KFM_EMISSION_FACTOR_KG_PER_KWH", "about 0.4")
-    with pytest.raises(ConfigError, match="KFM_EMISSION_FACTOR_KG_PER_KWH: got 'about 0.4'"):
+    with pytest.raises(ConfigError, match=r"KFM_EMISSION_FACTOR_KG_PER_KWH: got 'about 0\.4'"):
         EnergyRecorder()
     with pytest.raises(IdentifierError, match="got 'a/b'"):
         TelemetryConfig("a/b")

@@ -57,9 +57,7 @@ def test_span_and_counters_of_a_measured_run(sink: OtlpServer, tmp_path: Path) -
     tree = PowercapTree(tmp_path / "sys")
     with PowerTrace(tree, seed=3):
         handle = init_otel("kfm-etl", run_id=RUN_ID)
-        with EnergyRecorder(
-            CONFIG, telemetry=handle, socket=tmp_path / "none.sock", sysfs_root=tree.root
-        ) as recorder:
+        with EnergyRecorder(CONFIG, telemetry=handle, socket=tmp_path / "none.sock", sysfs_root=tree.root) as recorder:
             with handle.tracer.start_as_current_span("etl.node.inner"):
                 pass
             with (tmp_path / "written").open("wb") as file:
@@ -111,16 +109,16 @@ def test_an_exception_is_an_error_on_the_span(sink: OtlpServer, nowhere: dict[st
     handle = init_otel("kfm-etl", run_id=RUN_ID)
     recorder = EnergyRecorder(CONFIG, telemetry=handle, **nowhere)
 
-    async def failing() -> None:
+    def failing() -> None:
+        with recorder:
+            raise ValueError("mine")
+
+    async def failing_async() -> None:
         async with recorder:
             raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        if kind == "with":
-            with recorder:
-                raise ValueError("mine")
-        else:
-            asyncio.run(failing())
+        failing() if kind == "with" else asyncio.run(failing_async())
     assert handle.shutdown()
     (span,) = spans(sink)
     assert span.status.code == span.status.STATUS_CODE_ERROR
@@ -156,7 +154,7 @@ def test_spans_of_init_otel_say_their_cpu_time_and_process(sink: OtlpServer) -> 
 
 
 def test_a_node_has_the_name_and_attributes_of_the_contract(sink: OtlpServer) -> None:
-    """`etl.node.<node>` with S1-21, S1-22 and S1-25's; `timing.duration_s` of S1-23; energy is the sidecar's (S1-24)."""
+    """`etl.node.<node>` with S1-21, S1-22 and S1-25's; `timing.duration_s` of S1-23; energy comes later (S1-24)."""
     handle = init_otel("kfm.etl.hrrr_ingest", run_id=RUN_ID)
     with etl_node("hrrr_ingest", handle, domain="atmo", attributes={"records_in": 3}) as span:
         span.set_attribute("records_out", 2)

@@ -159,11 +159,16 @@ def test_a_span_ended_while_it_is_current_counts_up_to_there(spans: Spans) -> No
 
 def test_an_exception_leaves_the_accounts_right(spans: Spans) -> None:
     """Unwinding is seen as any other way out."""
-    with pytest.raises(KeyError), spans.tracer.start_as_current_span("outer"):
-        burn(10)
-        with spans.tracer.start_as_current_span("inner"):
-            burn(20)
-            raise KeyError
+
+    def failing() -> None:
+        with spans.tracer.start_as_current_span("outer"):
+            burn(10)
+            with spans.tracer.start_as_current_span("inner"):
+                burn(20)
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
     found = spans.cpu_ns()
     assert near(found["inner"], 20), found
     assert near(found["outer"], 10), found
@@ -262,7 +267,7 @@ def test_a_loop_that_is_not_followed_gives_no_figure(spans: Spans) -> None:
     """Where tasks change unseen (uvloop), a wrong figure is worse than none: both spans have none."""
 
     class ForeignLoop(asyncio.SelectorEventLoop):
-        def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+        def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
             handle = ForeignHandle(callback, args, self, context)
             self._ready.append(handle)  # type: ignore[attr-defined]
             return handle
@@ -379,7 +384,7 @@ def test_a_full_span_keeps_what_the_job_set(spans: Spans) -> None:
 
 def test_what_was_hooked_is_put_back() -> None:
     """With the last processor's shutdown OpenTelemetry, asyncio and the pools are as they were; a second one stays."""
-    before = (type(context_api._RUNTIME_CONTEXT), asyncio.Handle._run, ThreadPoolExecutor.submit)  # type: ignore[attr-defined]
+    before = (type(context_api._RUNTIME_CONTEXT), asyncio.Handle._run, ThreadPoolExecutor.submit)
     first, second = Spans(), Spans()
     first.provider.shutdown()
     first.provider.shutdown()
@@ -387,7 +392,7 @@ def test_what_was_hooked_is_put_back() -> None:
         burn(5)
     assert near(second.cpu_ns()["still"], 5)
     second.provider.shutdown()
-    after = (type(context_api._RUNTIME_CONTEXT), asyncio.Handle._run, ThreadPoolExecutor.submit)  # type: ignore[attr-defined]
+    after = (type(context_api._RUNTIME_CONTEXT), asyncio.Handle._run, ThreadPoolExecutor.submit)
     assert after == before
 
 

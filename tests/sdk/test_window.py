@@ -13,7 +13,11 @@ from joulegram_pipeline.energy import Domain, DomainKind, Gap, Method, Tick, Tic
 
 S = 1_000_000_000
 PID = 4711
-DOMAINS = (Domain("package-0", DomainKind.CPU), Domain("package-0/dram", DomainKind.DRAM), Domain("gpu-0", DomainKind.GPU))
+DOMAINS = (
+    Domain("package-0", DomainKind.CPU),
+    Domain("package-0/dram", DomainKind.DRAM),
+    Domain("gpu-0", DomainKind.GPU),
+)
 
 
 def tick(number: int, **changes: object) -> Tick:
