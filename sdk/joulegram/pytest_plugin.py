@@ -1,7 +1,7 @@
 """`pytest --joulegram`: joules and grams of each test and of the session, in the terminal summary.
 
 Off by default; then it adds one option and nothing runs. Energy is of this process tree: the session's ticks, split
-by CPU time. A tick is a second and most tests are shorter, so a tick's energy goes to the tests in it by their CPU
+by CPU time. It imports no pytest, which calls it by the names of its hooks. A tick is a second and most tests are shorter, so a tick's energy goes to the tests in it by their CPU
 time, taken as even over each test; what no test spent (collection, fixtures of the session) is in the total alone.
 """
 
@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from joulegram.meter import Meter
 
 SHOWN = 10
 """So many tests are listed, those with the most energy."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: Any) -> None:
     """The option; without it nothing else here does anything."""
     group = parser.getgroup("joulegram")
     group.addoption("--joulegram", action="store_true", help="print the energy and carbon of tests (docs/sdk.md)")
@@ -30,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--joulegram-socket", metavar="PATH", help="socket of an agent")
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config: Any) -> None:
     """Measure where it is asked for; a worker of pytest-xdist leaves it to its controller."""
     if config.getoption("--joulegram") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(EnergyOfTests(config), "joulegram-energy")
@@ -43,29 +39,36 @@ class EnergyOfTests:
         config: of pytest, with the options.
     """
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: Any) -> None:
         from joulegram.meter import Meter  # noqa: PLC0415 - only where it is asked for
 
         self._region: str | None = config.getoption("--joulegram-region")
         self._meter: Meter = Meter(config.getoption("--joulegram-socket"), model=True)
+        # Tests that run in other processes have no CPU time here.
+        self._elsewhere = config.pluginmanager.hasplugin("dsession")
         self._tests: list[tuple[str, int, int, int]] = []
+        self._began: tuple[int, int] | None = None
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """A test with its own fixtures."""
-        start_ns, start_cpu_ns = time.time_ns(), _cpu_ns()
-        try:
-            return (yield)
-        finally:
-            self._tests.append((item.nodeid, start_ns, time.time_ns(), _cpu_ns() - start_cpu_ns))
+    def pytest_runtest_logstart(self) -> None:
+        """A test begins, with its own fixtures."""
+        self._began = time.time_ns(), _cpu_ns()
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """It is over."""
+        if self._began is not None and not self._elsewhere:
+            start_ns, start_cpu_ns = self._began
+            self._tests.append((nodeid, start_ns, time.time_ns(), _cpu_ns() - start_cpu_ns))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """What was spent."""
         from joulegram.report import number, pricing  # noqa: PLC0415
 
         end_ns = time.time_ns()
         self._meter.wait(end_ns)
-        total = self._meter.energy(self._meter.begin_ns, end_ns)
+        ticks = self._meter.ticks(self._meter.begin_ns, end_ns)
+        # Whole ticks, as they are split among tests: what follows the last test in its tick is waiting.
+        first_ns, last_ns = (ticks[0].start_ns, ticks[-1].end_ns) if ticks else (self._meter.begin_ns, end_ns)
+        total = self._meter.energy(first_ns, last_ns)
         grams, basis = pricing(self._region)
         write = terminalreporter.write_line
         terminalreporter.section("joulegram")
@@ -83,7 +86,8 @@ class EnergyOfTests:
             write(row(energy_uj, name))
         if len(spent) > SHOWN:
             write(f"and {len(spent) - SHOWN} more tests, each with no more")
-        write(row(total.process_uj, f"all of the session, {len(spent)} tests"))
+        tests = "its tests ran in other processes" if self._elsewhere else f"{len(spent)} tests"
+        write(row(total.process_uj, f"all of the session, {tests}"))
         write(f"method {total.method.value}, scope process; grams: {basis}")
         if total.reason is not None:
             write(f"energy: {total.reason}")

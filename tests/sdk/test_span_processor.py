@@ -263,7 +263,8 @@ class ForeignHandle(asyncio.Handle):
         self._context.run(self._callback, *self._args)  # type: ignore[attr-defined]
 
 
-def test_a_loop_that_is_not_followed_gives_no_figure(spans: Spans) -> None:
+@pytest.mark.parametrize("beside", ["a span", "no span"])
+def test_a_loop_that_is_not_followed_gives_no_figure(spans: Spans, beside: str) -> None:
     """Where tasks change unseen (uvloop), a wrong figure is worse than none: both spans have none."""
 
     class ForeignLoop(asyncio.SelectorEventLoop):
@@ -278,12 +279,15 @@ def test_a_loop_that_is_not_followed_gives_no_figure(spans: Spans) -> None:
             await asyncio.sleep(0)
             burn(5)
 
+    async def without_a_span() -> None:
+        burn(5)
+
     async def main() -> None:
-        await asyncio.gather(work("a"), work("b"))
+        await asyncio.gather(work("a"), *([work("b")] if beside == "a span" else [without_a_span()]))
 
     with asyncio.Runner(loop_factory=ForeignLoop) as runner:
         runner.run(main())
-    assert spans.cpu_ns() == {"a": None, "b": None}
+    assert set(spans.cpu_ns().values()) == {None}
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio has eager tasks from Python 3.12 on")
@@ -325,6 +329,29 @@ def test_a_context_entered_unseen_gives_no_figure(spans: Spans) -> None:
     found = spans.cpu_ns()
     assert found["copied"] is None
     assert near(found["seen"], 10)
+
+
+def test_a_context_entered_and_left_unseen_gives_no_figure(spans: Spans) -> None:
+    """As above, and the thread has gone on in its own context by the time the span ends."""
+    with spans.tracer.start_as_current_span("copied"):
+        context = contextvars.copy_context()
+
+        def inside() -> None:
+            burn(5)
+            with spans.tracer.start_as_current_span("seen"):
+                pass
+
+        def work() -> None:
+            context.run(inside)
+            with spans.tracer.start_as_current_span("after"):
+                pass
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    found = spans.cpu_ns()
+    assert found["copied"] is None
+    assert near(found["after"], 0)
 
 
 def test_a_library_that_switches_unseen_turns_it_off(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:

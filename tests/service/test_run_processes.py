@@ -58,6 +58,20 @@ def test_a_child_that_was_never_seen_is_in_who_waited_for_it(proc: FakeProc) -> 
     assert jiffies(tree, 9) == {CHILD: 9, ROOT: 0}
 
 
+def test_a_process_in_between_keeps_its_own(proc: FakeProc) -> None:
+    """What it got for a child that has a row of its own is taken off it, at that look and at every later one."""
+    tree = ProcessTree(ROOT, proc.root)
+    proc.start(CHILD, ROOT)
+    proc.start(GRANDCHILD, CHILD)
+    proc.work(GRANDCHILD, 20)
+    tree.look()
+    proc.end(GRANDCHILD)
+    tree.look()
+    proc.work(CHILD, 5)
+    tree.look()
+    assert jiffies(tree, 26) == {GRANDCHILD: 20, CHILD: 5, ROOT: 1}
+
+
 def test_a_whole_branch_that_ended_between_two_looks(proc: FakeProc) -> None:
     """Parent and child gone at once: both have what they were seen with, once, and the root the rest."""
     tree = ProcessTree(ROOT, proc.root)
