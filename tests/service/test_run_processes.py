@@ -144,12 +144,14 @@ def test_the_table_is_short_and_cannot_steer_a_terminal(proc: FakeProc) -> None:
     assert NO_TICKS in str(window.reason)
 
 
-BURN = "import time\nt = time.process_time()\nwhile time.process_time() - t < {}: pass"
+BURN = "import time\nwhile time.process_time() < {}: pass"
+"""CPU time in all, the interpreter's start among it, which takes long on a busy machine."""
+
 JOB = f"""
 import subprocess, sys
-children = [subprocess.Popen([sys.executable, "-c", {BURN!r}.format(seconds)]) for seconds in (0.6, 1.8)]
+children = [subprocess.Popen([sys.executable, "-c", {BURN!r}.format(seconds)]) for seconds in (0.8, 2.4)]
 for _ in range(4):
-    subprocess.run([sys.executable, "-c", {BURN!r}.format(0.1)])
+    subprocess.run([sys.executable, "-c", {BURN!r}.format(0.2)])
 for child in children:
     child.wait()
 """
@@ -164,12 +166,12 @@ def test_a_real_job_without_opentelemetry(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["processes"]
     (span,) = ledger_lines(tmp_path / "data", "span")
-    one, three = sorted(row["cpu_s"] for row in rows if row["cpu_s"] > 0.5 and row["pid"] != rows[-1]["pid"])[-2:]
+    one, three = sorted(row["cpu_s"] for row in rows)[-2:]
 
     assert abs(one / (one + three) - 0.25) <= 0.03, rows
     assert sum(row["share"] for row in rows) == pytest.approx(1)
-    assert sum(row["cpu_s"] for row in rows) >= 0.6 + 1.8 + 4 * 0.1
-    # The ledger's figure ends with the span; a row's is floored to a microjoule.
+    assert sum(row["cpu_s"] for row in rows) >= 0.8 + 2.4 + 4 * 0.2
+    # Both are of the same ticks; each is floored at other places.
     assert sum(row["energy_j"] for row in rows) == pytest.approx(span["energy"]["total_uj"] / 1e6, rel=0.02)
 
 
