@@ -1,4 +1,4 @@
-"""What a job pays for the SDK: a span with `joulegram.cpu_ns` beside a bare one of OpenTelemetry, and what imports cost.
+"""What a job pays for the SDK: a span with `joulegram.cpu_ns` beside a bare one, and what imports cost.
 
     python benchmarks/sdk.py                  spans without attributes, nothing exported, 40 rounds
     python benchmarks/sdk.py --rounds 200     longer, on a noisy machine

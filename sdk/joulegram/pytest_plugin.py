@@ -1,8 +1,9 @@
 """`pytest --joulegram`: joules and grams of each test and of the session, in the terminal summary.
 
-Off by default; then it adds one option and nothing runs. Energy is of this process tree: the session's ticks, split
-by CPU time. It imports no pytest, which calls it by the names of its hooks. A tick is a second and most tests are shorter, so a tick's energy goes to the tests in it by their CPU
-time, taken as even over each test; what no test spent (collection, fixtures of the session) is in the total alone.
+Off by default; then it adds its options and nothing runs. It imports no pytest, which calls it by the names of hooks.
+Energy is of this process tree: the session's ticks, split by CPU time. A tick is a second and most tests are shorter, so
+a tick's energy goes to the tests in it by their CPU time, taken as even over each test; what no test spent (collection,
+fixtures of the session) is in the total alone.
 """
 
 from __future__ import annotations
