@@ -1,7 +1,7 @@
 """`pytest --joulegram`: joules and grams of each test and of the session, in the terminal summary.
 
 Off by default; then it adds its options and nothing runs. It imports no pytest, which calls it by the names of hooks.
-Energy is of this process tree: the session's ticks, split by CPU time. A tick is a second and most tests are shorter, so
+Energy is of this process tree: the ticks of the session, split by CPU time. A tick lasts a second, most tests less, so
 a tick's energy goes to the tests in it by their CPU time, taken as even over each test; what no test spent (collection,
 fixtures of the session) is in the total alone.
 """
