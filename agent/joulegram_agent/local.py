@@ -40,7 +40,8 @@ class LocalAgent:
 
     async def __aenter__(self) -> Self:
         self.sampler.sample()
-        self._task = asyncio.create_task(self.sampler.run(self._published), name="joulegram agent sampler")
+        self._task = asyncio.create_task(self.sampler.run(self.published), name="joulegram agent sampler")
+        self._task.add_done_callback(lambda _: self._tell())
         return self
 
     async def __aexit__(
@@ -104,6 +105,10 @@ class LocalAgent:
                     await self._news.wait()
         return self._passed(wall_ns)
 
+    async def news(self) -> None:
+        """Wait for the next tick, or for the end of the loop."""
+        await self._news.wait()
+
     async def stopped(self) -> None:
         """Wait for the loop, which ends by cancellation or by an error, which is then raised."""
         if self._task is not None:
@@ -118,6 +123,10 @@ class LocalAgent:
         published = self.sampler.published
         return bool(published) and published[-1].end_ns >= wall_ns
 
-    def _published(self, _tick: Tick) -> None:
+    def published(self, _tick: Tick) -> None:
+        """Wake those who wait for a tick."""
+        self._tell()
+
+    def _tell(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from joulegram_agent.counters import MAX_POWER_W, Accumulator
 from joulegram_agent.cpu import CpuTimes, MachineCpu
 from joulegram_agent.processes import ProcessTrees
+from joulegram_agent.pulse import Pulse
 from joulegram_pipeline.clock import Clock, SystemClock
 from joulegram_pipeline.energy import PUBLISH_S, Gap, Tick, TickBatch
 from joulegram_pipeline.units import NS_PER_S
@@ -92,6 +93,7 @@ class Sampler:
     ) -> None:
         self.trees = ProcessTrees(proc_root)
         self.ring_s = ring_s
+        self.pulse = Pulse()
         self._reader = reader
         self._clock = clock or SystemClock()
         self._sample_ns = round(sample_s * NS_PER_S)
@@ -114,6 +116,12 @@ class Sampler:
         return self._totals
 
     @property
+    def holds(self) -> tuple[str, ...]:
+        """What its ticks may hold beside energy, gaps and the machine's CPU time."""
+        static = self._edge is not None and bool(self._edge.static_uj)
+        return ("processes", "static") if static else ("processes",)
+
+    @property
     def published(self) -> tuple[Tick, ...]:
         """The ticks still kept, oldest first; all of one epoch."""
         return tuple(self._ring)
@@ -133,8 +141,10 @@ class Sampler:
 
     def sample(self) -> Tick | None:
         """Read every counter once; the tick if that closed a window. The first call opens the first one."""
+        began_ns = self._clock.mono_ns()
         reading = self._reader.read()
         wall_ns, mono_ns = self._clock.wall_ns(), self._clock.mono_ns()
+        self.pulse.sampled(mono_ns - began_ns)
         edge = self._edge
         closes = edge is not None and mono_ns - edge.mono_ns >= _PUBLISH_NS
         for pid, spent_ns in self.trees.read(look=closes).items():
@@ -158,7 +168,8 @@ class Sampler:
                 await asyncio.sleep(wait_ns / NS_PER_S)
                 continue
             tick = self.sample()
-            due_ns = self._next_due()
+            was_due_ns, due_ns = due_ns, self._next_due()
+            self.pulse.missed(max(0, (due_ns - was_due_ns) // self._sample_ns - 1))
             if tick is not None:
                 on_tick(tick)
 
@@ -213,6 +224,7 @@ class Sampler:
             process_cpu_ns=self._process_ns,
         )
         self._process_ns = {}
+        self.pulse.published()
         self._ring.append(tick)
         self._edge = end
         self._totals = Totals(
