@@ -1,17 +1,82 @@
-"""Runs the agent: a source, the loop on it, and the socket in front."""
+"""Runs the agent: a source, the loop on it, the socket in front, and what else it was asked to tell."""
 
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from joulegram_agent.local import LocalAgent
+from joulegram_agent.metrics import AgentMetrics
+from joulegram_agent.metrics_http import MetricsServer, endpoint_of
 from joulegram_agent.model import WATTS_IDLE, WATTS_MAX
+from joulegram_agent.notify import Watchdog, notify, watched
+from joulegram_agent.otlp_export import INTERVAL_S, OtlpExport
+from joulegram_agent.otlp_export_http import target_of
+from joulegram_agent.otlp_export_payload import EnergySeries
+from joulegram_agent.peers import Allowed, group_numbers
+from joulegram_agent.privileges import drop, identity_of
 from joulegram_agent.sampler import Sampler
 from joulegram_agent.server import AgentServer
 from joulegram_agent.sources import open_reader
+from joulegram_pipeline.energy import PUBLISH_S
+from joulegram_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from joulegram_agent.otlp_export_http import Target
+    from joulegram_agent.privileges import Identity
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """How the agent meets others: as whom it runs, who may ask, and whom it tells by itself.
+
+    Args:
+        version: of joulegram, for those it tells.
+        user: whom it becomes when everything is open; None stays who it is.
+        group: of the socket, and of the agent beside `user`; None is the user's own.
+        allow_groups: who may ask beside the socket's group.
+        metrics: ``host:port`` of ``/metrics``; None has none.
+        otlp_endpoint: URL its own OTLP goes to; None sends none.
+        otlp_interval_s: between two exports.
+        hw_id: names this host in what is exported.
+    """
+
+    version: str = "unknown"
+    user: str | None = None
+    group: str | None = None
+    allow_groups: tuple[str, ...] = ()
+    metrics: str | None = None
+    otlp_endpoint: str | None = None
+    otlp_interval_s: float = INTERVAL_S
+    hw_id: str | None = None
+
+    def identity(self) -> Identity:
+        """Whom it becomes; raises ConfigError."""
+        return identity_of(self.user, self.group)
+
+    def allowed(self) -> Allowed:
+        """Who may ask; raises ConfigError."""
+        return Allowed(group_numbers("--allow-group", self.allow_groups))
+
+    def metrics_endpoint(self) -> tuple[str, int] | None:
+        """Where metrics are listened for; raises ConfigError."""
+        return None if self.metrics is None else endpoint_of("--metrics", self.metrics)
+
+    def otlp_target(self) -> tuple[Target, str] | None:
+        """Where OTLP goes, and the name of this host in it; raises ConfigError."""
+        if self.otlp_endpoint is None:
+            return None
+        if not self.hw_id:
+            raise ConfigError("--hw-id", self.hw_id, "a name for this host beside --otlp-endpoint, such as node-7")
+        if not self.otlp_interval_s >= PUBLISH_S:
+            raise ConfigError("--otlp-interval", self.otlp_interval_s, f"at least {PUBLISH_S:g} seconds")
+        return target_of("--otlp-endpoint", self.otlp_endpoint), self.hw_id
 
 
 def open_agent(
@@ -48,6 +113,7 @@ async def run_agent(
     dev_root: Path = Path("/dev"),
     watts_idle: float = WATTS_IDLE,
     watts_max: float = WATTS_MAX,
+    outside: Outside | None = None,
 ) -> None:
     """Measure and serve until cancelled; missing hardware is said, not fatal.
 
@@ -59,10 +125,11 @@ async def run_agent(
         dev_root: ``/dev``, or where the host's is mounted.
         watts_idle: for the model, watts of an idle logical CPU.
         watts_max: for the model, watts of a busy logical CPU.
+        outside: whom it meets; None is nobody but those on the socket.
 
     Raises:
         ConfigError: an argument that cannot be used.
-        BusyError: another agent listens on the socket.
+        BusyError: another agent listens on the socket, or somebody on the port of the metrics.
         StorageError: the socket cannot be made.
     """
     agent = open_agent(
@@ -73,7 +140,52 @@ async def run_agent(
         watts_idle=watts_idle,
         watts_max=watts_max,
     )
-    async with agent, AgentServer(agent, socket):
+    try:
+        front = _Front(outside or Outside())
+    except ConfigError:
+        agent.reader.close()
+        raise
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(agent)
+        await front.enter(stack, agent, socket)
         reader = agent.reader
         log.info("agent on %s: source %s, %s", socket, reader.source, reader.reason or reader.method.value)
+        notify(f"READY=1\nSTATUS=source {reader.source}, {reader.method.value}")
+        stack.callback(notify, "STOPPING=1")
         await agent.stopped()
+
+
+class _Front:
+    """What stands in front of an agent; every argument is read before anything is opened for others.
+
+    Raises:
+        ConfigError: an argument that cannot be used.
+    """
+
+    def __init__(self, outside: Outside) -> None:
+        self._outside = outside
+        self._identity = outside.identity()
+        self._allowed = outside.allowed()
+        self._endpoint = outside.metrics_endpoint()
+        self._otlp = outside.otlp_target()
+
+    async def enter(self, stack: AsyncExitStack, agent: LocalAgent, socket: Path) -> None:
+        """Listen, give up privileges, and only then send; the stack leaves all of it."""
+        version = self._outside.version
+        server = AgentServer(agent, socket, allowed=self._allowed, owner=self._identity.owner)
+        await stack.enter_async_context(server)
+        metrics = AgentMetrics(agent, server, version)
+        if self._endpoint is not None:
+            listener = await stack.enter_async_context(MetricsServer(self._endpoint, metrics))
+            log.info("/metrics, /healthz on %s, port %d", self._endpoint[0], listener.port)
+        if drop(self._identity):
+            log.info("running as user %d, without capabilities", os.geteuid())
+        if self._otlp is not None:
+            target, hw_id = self._otlp
+            series = EnergySeries(agent.sampler, hw_id, version)
+            export = OtlpExport(series, target, self._outside.otlp_interval_s)
+            metrics.more.append(export.families)
+            await stack.enter_async_context(export)
+            log.info("OTLP to %s every %g s", target, self._outside.otlp_interval_s)
+        if watched():
+            await stack.enter_async_context(Watchdog(agent))

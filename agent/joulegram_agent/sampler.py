@@ -68,6 +68,11 @@ class Totals:
     unplaced_uj: Mapping[str, int]
     gaps: Mapping[str, Mapping[str, int]]
 
+    @property
+    def known_uj(self) -> dict[str, int]:
+        """`energy_uj` without the domains that only ever had gaps: their 0 would be for want of a reading."""
+        return {key: uj for key, uj in self.energy_uj.items() if uj or key not in self.gaps}
+
 
 class Sampler:
     """Turns a reader into ticks. `sample` is one step and never sleeps; `run` takes the steps in real time.
