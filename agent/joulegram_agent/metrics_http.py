@@ -20,6 +20,7 @@ from joulegram_agent.exposition import CONTENT_TYPE, render
 from joulegram_pipeline.errors import BusyError, ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from joulegram_agent.metrics import AgentMetrics
@@ -59,15 +60,24 @@ class MetricsServer:
         endpoint: host and port; port 0 takes a free one.
         metrics: what is served.
         head_s: see `HEAD_S`.
+        now_s: a clock that never falls.
 
     Raises (on enter):
         BusyError: the port is taken, or the address is not this machine's.
     """
 
-    def __init__(self, endpoint: tuple[str, int], metrics: AgentMetrics, *, head_s: float = HEAD_S) -> None:
+    def __init__(
+        self,
+        endpoint: tuple[str, int],
+        metrics: AgentMetrics,
+        *,
+        head_s: float = HEAD_S,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._endpoint = endpoint
         self._metrics = metrics
         self._head_s = head_s
+        self._now_s = now_s
         self._page = b""
         self._page_until_s = -1.0
         self._peers: set[asyncio.Task[None]] = set()
@@ -136,7 +146,7 @@ class MetricsServer:
         return answer if method == b"GET" else answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
 
     def _fresh_page(self) -> bytes:
-        now_s = time.monotonic()
+        now_s = self._now_s()
         if now_s >= self._page_until_s:
             self._page = render(self._metrics.families())
             self._page_until_s = now_s + PAGE_S
