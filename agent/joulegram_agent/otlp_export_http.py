@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401  (asyncio imports it late, when privileges to read it may be gone)
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -72,7 +73,8 @@ def target_of(flag: str, text: str) -> Target:
     try:
         url = urlsplit(text)
         host, port = url.hostname, url.port
-    except ValueError as error:
+        (host or "").encode("idna")  # as a look-up will, and for what that imports: see above
+    except ValueError as error:  # UnicodeError is one
         raise ConfigError(flag, text, _EXPECTED) from error
     odd = url.username is not None or url.query or url.fragment or not text.isascii() or re.search(r"\s", text)
     if url.scheme not in {"http", "https"} or not host or odd:

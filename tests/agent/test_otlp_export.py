@@ -265,6 +265,7 @@ BAD = [
     "http://a?b=c",
     "http://a#b",
     "http://a/ b",
+    "http://" + "a" * 64,
     "",
 ]
 
