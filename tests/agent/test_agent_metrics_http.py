@@ -87,6 +87,7 @@ def test_connections_are_bounded(tmp_path: Path) -> None:
             ]
             await until(lambda: len(listener._peers) == metrics_http.MAX_CONNECTIONS)
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            writer.write(METRICS)
             try:
                 one_more = await reader.read()
             except ConnectionResetError:

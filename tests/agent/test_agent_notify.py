@@ -98,12 +98,13 @@ def test_a_sign_of_life_is_a_published_tick(
     assert heard == [b"WATCHDOG=1"] * 2
 
 
-def test_a_running_agent_says_ready_when_it_answers_and_stopping_when_told(
+def test_a_running_agent_says_ready_alive_and_stopping(
     tmp_path: Path, manager: tuple[str, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Type=notify: READY=1 comes when the socket is there, STOPPING=1 before it goes."""
+    """Type=notify: READY=1 comes when the socket is there, a sign of life with a tick, STOPPING=1 before it goes."""
     address, channel = manager
     monkeypatch.setenv("NOTIFY_SOCKET", address)
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
     path = tmp_path / "agent.sock"
 
     async def body() -> None:
@@ -112,6 +113,7 @@ def test_a_running_agent_says_ready_when_it_answers_and_stopping_when_told(
         assert ready == b"READY=1\nSTATUS=source powercap, measured"
         async with talking(path) as talk:
             assert (await talk.ask("hello"))["ok"]
+        assert await asyncio.to_thread(channel.recv, 100) == b"WATCHDOG=1"
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

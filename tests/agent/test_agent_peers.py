@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joulegram_agent.conversation import MAX_DENIED_USERS, Counts
+from joulegram_agent.main import Outside, run_agent
 from joulegram_agent.peers import SO_PEERGROUPS, Allowed, Peer, group_number, peer_of
 from joulegram_pipeline.errors import AgentError, ConfigError
-from simulators.agent_node import converse, request, served
+from simulators.agent_node import converse, request, served, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,6 +172,25 @@ def test_real_processes_of_other_users(open_folder: Path, who: tuple[int, ...], 
     status, out, err = asyncio.run(body())
     assert (status, err) == (0, "")
     assert json.loads(out).get("error", {}).get("code") == code
+
+
+@NEEDS_ROOT
+def test_the_flags_name_who_may_ask(open_folder: Path) -> None:
+    """docs/access.md: --group gives the socket to a group, --allow-group lets another in; one in neither is denied."""
+    path = open_folder / "agent.sock"
+
+    async def body() -> list[str]:
+        outside = Outside(group="77001", allow_groups=(str(LISTED),))
+        task = asyncio.create_task(run_agent(path, "none", outside=outside))
+        await until(path.exists)
+        path.chmod(0o666)
+        asked = [await ask_as(path, STRANGER, group) for group in (77_001, LISTED, OTHER_GROUP)]
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return [json.loads(out).get("error", {}).get("code") for _, out, _ in asked]
+
+    assert asyncio.run(body()) == [None, None, "denied"]
 
 
 @NEEDS_ROOT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 
 from joulegram_agent import conversation, protocol, rates
 from joulegram_agent.conversation import Limits
+from joulegram_agent.local import MAX_NAMED
+from joulegram_agent.local import MAX_NAMED
 from joulegram_agent.peers import Allowed, Peer
 from joulegram_agent.protocol import answer
 from joulegram_agent.rates import Bucket, Rates
 from joulegram_agent.session import Session
+from simulators.agent_lines import PAGE
 from simulators.agent_node import converse, make_node, request, served, talking, until
 
 if TYPE_CHECKING:
@@ -192,6 +196,7 @@ def test_memory_is_bounded_where_peers_ask_much_and_read_nothing(tmp_path: Path)
                 writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that reads as well
                 writer.write(request("ticks", after=0) * 1_000)
             await until(lambda: server.connections == 8)
+            conversations = list(server._sessions)
             while server.connections:
                 buffers = [c._writer.transport.get_write_buffer_size() for c in server._sessions]
                 held.append(max(buffers, default=0))
@@ -200,8 +205,57 @@ def test_memory_is_bounded_where_peers_ask_much_and_read_nothing(tmp_path: Path)
                 await asyncio.sleep(0.01)
             tracemalloc.stop()
             assert server.counts.cut_off == {"slow": 8}
+            assert [c._writer.transport.get_write_buffer_size() for c in conversations] == [0] * 8, "thrown away"
             for _, writer in peers:
                 writer.transport.abort()
 
     asyncio.run(body())
     assert max(held) > 10_000
+
+
+def test_small_answers_do_not_pile_up_either(tmp_path: Path) -> None:
+    """Protocol: what waits for a peer is one line, not what a transport would take before it says that it is full."""
+
+    async def body() -> int:
+        async with served(tmp_path, Limits(take_s=0.2), rates=Rates(1e9, 1e9)) as (node, server):
+            _, writer = await asyncio.open_unix_connection(node.path)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that reads as well
+            writer.write(request("hello") * 20_000)
+            held = 0
+            await until(lambda: server.connections == 1)
+            while server.connections:
+                held = max([held, *(c._writer.transport.get_write_buffer_size() for c in server._sessions)])
+                await asyncio.sleep(0)
+            writer.transport.abort()
+            return held
+
+    assert 0 < asyncio.run(body()) < 1_000
+
+
+def test_events_are_paid_for_like_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protocol: subscribing again and again to all that is kept is no way around the rate."""
+    monkeypatch.setattr(conversation, "TOO_FAST_S", 0.0)
+
+    async def body() -> list[Any]:
+        async with served(tmp_path, rates=Rates(1_000, 8, HandClock())) as (node, _), talking(node.path) as talk:
+            node.run(600)
+            lines = [await talk.ask("subscribe", after=0), await talk.line(), await talk.ask("unsubscribe")]
+            return [line.get("event") or line.get("error", {}).get("code") for line in lines]
+
+    assert asyncio.run(body()) == [None, "ticks", "too_fast"]
+
+
+def test_the_limits_of_the_page_are_those_of_the_code() -> None:
+    """docs/agent-protocol.md: each limit stands there as it is."""
+    rows = dict(re.findall(r"^\| ([a-z ]+) \| (.*) \|$", PAGE.read_text("utf-8"), re.MULTILINE))
+    limits = Limits()
+    rate = f"each user has {rates.BURST:.0f} tokens, and {rates.RATE_PER_S:.0f} more each second up to that;"
+    assert rows["request line"] == f"{protocol.MAX_REQUEST_BYTES} bytes"
+    assert rows["connections"].startswith(f"{limits.connections}, and {limits.connections_of_user} of one user;")
+    assert rows["silence"].startswith(f"{limits.idle_s:g} s,")
+    assert rows["a line that is not taken"].startswith(f"{limits.take_s:g} s,")
+    assert str(protocol.PAGE_BYTES) in rows["ticks in one line"]
+    assert rows["rate"].startswith(rate)
+    assert f"1 for each {protocol.COST_BYTES} bytes" in rows["rate"]
+    assert rows["named processes"] == f"{MAX_NAMED} in all"
+    assert len(rows) == 7

@@ -64,6 +64,18 @@ def test_it_begins_above_after_with_what_is_kept(tmp_path: Path) -> None:
     assert asyncio.run(body()) == [[3, 4, 5], [6]]
 
 
+def test_an_after_of_another_epoch_begins_at_the_first_tick(tmp_path: Path) -> None:
+    """Protocol: a client that knew an agent before this one misses nothing of what this one has."""
+
+    async def body() -> list[int]:
+        async with served(tmp_path) as (node, _), AgentClient(node.path) as client:
+            node.run(2)
+            async with aclosing(client.subscribe(after=5_000)) as batches:
+                return [tick.seq for tick in (await anext(batches)).ticks]
+
+    assert asyncio.run(body()) == [1, 2]
+
+
 def test_a_new_epoch_is_told_from_its_first_tick(tmp_path: Path) -> None:
     """D-29: after the wall clock fell back the subscriber gets the new epoch's ticks from 1, and its name."""
 

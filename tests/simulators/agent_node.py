@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from joulegram_agent.local import LocalAgent
 from joulegram_agent.powercap import PowercapReader
+from joulegram_agent.protocol import MAX_ANSWER_BYTES
 from joulegram_agent.sampler import Sampler
 from joulegram_agent.server import AgentServer
 from joulegram_schemas import validate
@@ -83,7 +84,7 @@ def said(line: bytes) -> dict[str, Any]:
 @asynccontextmanager
 async def talking(path: Path) -> AsyncIterator[Talk]:
     """A connection to the agent, line by line."""
-    reader, writer = await asyncio.open_unix_connection(path)
+    reader, writer = await asyncio.open_unix_connection(path, limit=MAX_ANSWER_BYTES)
     try:
         yield Talk(reader, writer)
     finally:
