@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from joulegram_agent.local import LocalAgent
 from joulegram_agent.metrics import AgentMetrics
 from joulegram_agent.metrics_http import MetricsServer, endpoint_of
-from joulegram_agent.model import WATTS_IDLE, WATTS_MAX
 from joulegram_agent.notify import Watchdog, notify, watched
 from joulegram_agent.otlp_export import INTERVAL_S, OtlpExport
 from joulegram_agent.otlp_export_http import target_of
@@ -20,8 +19,10 @@ from joulegram_agent.otlp_export_payload import EnergySeries
 from joulegram_agent.peers import Allowed, group_numbers
 from joulegram_agent.privileges import drop, identity_of
 from joulegram_agent.sampler import Sampler
+from joulegram_agent.sensor_sources import open_sensors
 from joulegram_agent.server import AgentServer
 from joulegram_agent.sources import open_reader
+from joulegram_agent.state import FILE_NAME, StateFile
 from joulegram_pipeline.energy import PUBLISH_S
 from joulegram_pipeline.errors import ConfigError
 
@@ -85,10 +86,13 @@ def open_agent(
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
     dev_root: Path = Path("/dev"),
-    watts_idle: float = WATTS_IDLE,
-    watts_max: float = WATTS_MAX,
+    watts_idle: float | None = None,
+    watts_max: float | None = None,
+    state: Path | None = None,
 ) -> LocalAgent:
     """An agent that is not entered yet; see `open_reader` for the arguments.
+
+    Its counts survive a restart in the file `state`; without one they begin anew.
 
     Raises:
         ConfigError: as `open_reader`.
@@ -101,7 +105,10 @@ def open_agent(
         watts_idle=watts_idle,
         watts_max=watts_max,
     )
-    return LocalAgent(reader, Sampler(reader, proc_root=proc_root))
+    sampler = Sampler(reader, proc_root=proc_root)
+    return LocalAgent(
+        reader, sampler, sensors=open_sensors(sysfs_root), state=None if state is None else StateFile(state)
+    )
 
 
 async def run_agent(
@@ -111,8 +118,9 @@ async def run_agent(
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
     dev_root: Path = Path("/dev"),
-    watts_idle: float = WATTS_IDLE,
-    watts_max: float = WATTS_MAX,
+    watts_idle: float | None = None,
+    watts_max: float | None = None,
+    state: Path | None = None,
     outside: Outside | None = None,
 ) -> None:
     """Measure and serve until cancelled; missing hardware is said, not fatal.
@@ -123,8 +131,9 @@ async def run_agent(
         sysfs_root: ``/sys``, or where the host's is mounted.
         proc_root: ``/proc``, or where the host's is mounted.
         dev_root: ``/dev``, or where the host's is mounted.
-        watts_idle: for the model, watts of an idle logical CPU.
-        watts_max: for the model, watts of a busy logical CPU.
+        watts_idle: see `open_reader`.
+        watts_max: see `open_reader`.
+        state: file in which the counts survive a restart; by default ``agent-state.json`` beside the socket.
         outside: whom it meets; None is nobody but those on the socket.
 
     Raises:
@@ -132,6 +141,7 @@ async def run_agent(
         BusyError: another agent listens on the socket, or somebody on the port of the metrics.
         StorageError: the socket cannot be made.
     """
+    front = _Front(outside or Outside())
     agent = open_agent(
         source,
         sysfs_root=sysfs_root,
@@ -139,15 +149,13 @@ async def run_agent(
         dev_root=dev_root,
         watts_idle=watts_idle,
         watts_max=watts_max,
+        state=state or socket.parent / FILE_NAME,
     )
-    try:
-        front = _Front(outside or Outside())
-    except ConfigError:
-        agent.reader.close()
-        raise
     async with AsyncExitStack() as stack:
+        stack.callback(agent.close)
+        front.listen(stack, agent, socket)
         await stack.enter_async_context(agent)
-        await front.enter(stack, agent, socket)
+        await front.serve(stack, agent)
         reader = agent.reader
         log.info("agent on %s: source %s, %s", socket, reader.source, reader.reason or reader.method.value)
         notify(f"READY=1\nSTATUS=source {reader.source}, {reader.method.value}")
@@ -168,23 +176,35 @@ class _Front:
         self._allowed = outside.allowed()
         self._endpoint = outside.metrics_endpoint()
         self._otlp = outside.otlp_target()
+        self._pages: MetricsServer | None = None
 
-    async def enter(self, stack: AsyncExitStack, agent: LocalAgent, socket: Path) -> None:
-        """Listen, give up privileges, and only then send; the stack leaves all of it."""
-        version = self._outside.version
-        server = AgentServer(agent, socket, allowed=self._allowed, owner=self._identity.owner)
-        await stack.enter_async_context(server)
-        metrics = AgentMetrics(agent, server, version)
+    def listen(self, stack: AsyncExitStack, agent: LocalAgent, socket: Path) -> None:
+        """Take socket and port, then give up privileges; the stack gives them back.
+
+        The event loop has no turn here: it would start threads, and a thread keeps the privileges it was born with.
+        """
+        self._server = AgentServer(agent, socket, allowed=self._allowed, owner=self._identity.owner)
+        self._server.listen()
+        stack.callback(self._server.close)
+        self._metrics = AgentMetrics(agent, self._server, self._outside.version)
         if self._endpoint is not None:
-            listener = await stack.enter_async_context(MetricsServer(self._endpoint, metrics))
-            log.info("/metrics, /healthz on %s, port %d", self._endpoint[0], listener.port)
+            self._pages = MetricsServer(self._endpoint, self._metrics)
+            self._pages.listen()
+            stack.callback(self._pages.close)
+            log.info("/metrics, /healthz on %s, port %d", self._endpoint[0], self._pages.port)
         if drop(self._identity):
             log.info("running as user %d, without capabilities", os.geteuid())
+
+    async def serve(self, stack: AsyncExitStack, agent: LocalAgent) -> None:
+        """Answer, and send; after `listen`."""
+        await stack.enter_async_context(self._server)
+        if self._pages is not None:
+            await stack.enter_async_context(self._pages)
         if self._otlp is not None:
             target, hw_id = self._otlp
-            series = EnergySeries(agent.sampler, hw_id, version)
+            series = EnergySeries(agent.sampler, hw_id, self._outside.version)
             export = OtlpExport(series, target, self._outside.otlp_interval_s)
-            metrics.more.append(export.families)
+            self._metrics.more.append(export.families)
             await stack.enter_async_context(export)
             log.info("OTLP to %s every %g s", target, self._outside.otlp_interval_s)
         if watched():

@@ -13,6 +13,7 @@ import asyncio
 import json
 import logging
 import re
+import socket
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -81,17 +82,31 @@ class MetricsServer:
         self._page = b""
         self._page_until_s = -1.0
         self._peers: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self.port = 0
 
-    async def __aenter__(self) -> Self:
+    def listen(self) -> None:
+        """Take the port before entering, raising what that raises; then `close` gives it back, entered or not."""
         host, port = self._endpoint
         try:
-            self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_HEAD_BYTES)
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            self._listener = socket.create_server((host, port), family=family)
         except OSError as error:
             problem = f"cannot listen on {host}:{port}: {error.strerror or error}"
             raise BusyError(f"--metrics: {problem}; give another port, or 0 for a free one") from error
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+
+    def close(self) -> None:
+        """Give the port back; a second call does nothing."""
+        if self._listener is not None:
+            self._listener.close()
+
+    async def __aenter__(self) -> Self:
+        if self._listener is None:
+            self.listen()
+        self._server = await asyncio.start_server(self._serve, sock=self._listener, limit=MAX_HEAD_BYTES)
         return self
 
     async def __aexit__(
@@ -103,6 +118,7 @@ class MetricsServer:
                 peer.cancel()
             await asyncio.gather(*self._peers, return_exceptions=True)
             await self._server.wait_closed()
+        self.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 SOCKET_MODE = 0o660
 _KEEP = -1
+_BACKLOG = 100
 
 
 class AgentServer:
@@ -79,6 +80,7 @@ class AgentServer:
         self._who = who
         self._peers: dict[asyncio.Task[None], int] = {}
         self._sessions: set[Conversation] = set()
+        self._listener: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._inode: int | None = None
         self._group = _KEEP
@@ -93,11 +95,25 @@ class AgentServer:
         """Connections that are told ticks now."""
         return sum(conversation.session.subscribed for conversation in self._sessions)
 
-    async def __aenter__(self) -> Self:
-        listener = _bind(self._path, self._owner)
+    def listen(self) -> None:
+        """Take the socket before entering, raising what that raises; then `close` gives it back, entered or not."""
+        self._listener = _bind(self._path, self._owner)
         about = self._path.stat()
         self._inode, self._group = about.st_ino, about.st_gid
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_REQUEST_BYTES)
+
+    def close(self) -> None:
+        """Give the socket back; a second call does nothing."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+            with contextlib.suppress(OSError):
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
+
+    async def __aenter__(self) -> Self:
+        if self._listener is None:
+            self.listen()
+        self._server = await asyncio.start_unix_server(self._serve, sock=self._listener, limit=MAX_REQUEST_BYTES)
         return self
 
     async def __aexit__(
@@ -109,9 +125,7 @@ class AgentServer:
                 peer.cancel()
             await asyncio.gather(*self._peers, return_exceptions=True)
             await self._server.wait_closed()
-        with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
+        self.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -173,6 +187,7 @@ def _bind(path: Path, owner: tuple[int, int]) -> socket.socket:
         listener.bind(str(path))
         path.chmod(SOCKET_MODE)
         _give(path, owner)
+        listener.listen(_BACKLOG)
         listener.setblocking(False)
     except ConfigError:
         listener.close()

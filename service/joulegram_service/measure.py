@@ -22,19 +22,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("joulegram")
 
 
-def measure(socket: Path, source: str, sysfs_root: Path, outside: Outside | None = None) -> None:
+def measure(
+    socket: Path, source: str, sysfs_root: Path, state: Path | None = None, outside: Outside | None = None
+) -> None:
     """Run the agent until SIGINT or SIGTERM.
 
     Raises:
         JoulegramError: it could not start.
     """
     set_up_logging()
-    asyncio.run(_measure(socket, source, sysfs_root, outside))
+    asyncio.run(_measure(socket, source, sysfs_root, state, outside))
 
 
-async def _measure(socket: Path, source: str, sysfs_root: Path, outside: Outside | None) -> None:
+async def _measure(socket: Path, source: str, sysfs_root: Path, state: Path | None, outside: Outside | None) -> None:
     stop = stop_event(asyncio.get_running_loop())
-    agent = asyncio.create_task(run_agent(socket, source, sysfs_root=sysfs_root, outside=outside))
+    agent = asyncio.create_task(run_agent(socket, source, sysfs_root=sysfs_root, state=state, outside=outside))
     waiting = asyncio.create_task(stop.wait())
     await asyncio.wait([agent, waiting], return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()

@@ -16,6 +16,7 @@ import typer
 from joulegram_agent import DEFAULT_SOCKET
 from joulegram_agent.client import AgentClient
 from joulegram_service import cli
+from simulators.hwmon import SensorTree
 from simulators.powercap import PowercapTree
 from simulators.sidecar import JOULEGRAM, clean_environment, wait_until
 
@@ -149,16 +150,20 @@ def allowed() -> set[str]:
 @needs("setpriv")
 @needs("systemd-analyze")
 def test_every_system_call_of_the_agent_passes_the_filter() -> None:
-    """As the unit starts it, with metrics, export and a client: no call that the filter would refuse."""
+    """As the unit starts it, with sensors, metrics, export and a client: no call that the filter would refuse."""
     if run("id", "-u").stdout.strip() != "0":
         pytest.skip("only root can start it as another user")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o777)
-        lines = traced(folder, PowercapTree(folder / "sys"))
+        tree = PowercapTree(folder / "sys")
+        # Read in a thread: were it started before the capability is given up, the agent would not go on.
+        SensorTree(tree.root).chip("power_meter", "ACPI000D:00", power1_average=210_000_000)
+        lines = traced(folder, tree)
     started = max(number for number, line in enumerate(lines) if " execve(" in line and line.endswith("= 0"))
     called = {found[1] for line in lines[started + 1 :] if (found := re.match(r"\d+ +(\w+)\(", line))}
     assert {"capset", "prctl", "bind", "pread64"} <= called
+    assert "clone3" in called, "the sensors' thread"
     assert called - allowed() == set()
     assert "perf_event_open" in allowed()
 
@@ -168,7 +173,7 @@ def traced(folder: Path, tree: PowercapTree) -> list[str]:
     trace, path, said = folder / "trace", folder / "agent.sock", folder / "log"
     as_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all,+dac_read_search"]
     as_user += ["--ambient-caps=+dac_read_search", "--bounding-set=-all,+dac_read_search"]
-    flags = [f"--socket={path}", f"--sysfs-root={tree.root}", "--metrics=127.0.0.1:0"]
+    flags = [f"--socket={path}", f"--sysfs-root={tree.root}", "--metrics=localhost:0"]
     flags += ["--otlp-endpoint=http://localhost:1", "--otlp-interval=1", "--hw-id=h"]
     command = ["strace", "-f", "-qq", "-o", str(trace), *as_user, *JOULEGRAM, "agent", *flags]
     with said.open("wb") as log:

@@ -197,7 +197,7 @@ def test_what_is_said_of_a_commands_flags_is_so() -> None:
     assert flags_of(COMMANDS["agent",]) - {"--help"} == told
     page = (ROOT / "docs" / "agent.md").read_text(encoding="utf-8")
     explained = re.findall(r"^\| `(--[a-z-]+)` \|", page, re.MULTILINE)
-    assert set(explained) == told - {"--socket", "--source", "--sysfs-root"}
+    assert set(explained) == told - {"--socket", "--source", "--sysfs-root", "--state"}
     assert flags_of(COMMANDS["agent", "doctor"]) - {"--help"} == {"--sysfs-root", "--json"}
     assert flags_of(COMMANDS["ledger", "verify"]) - {"--help"} == {"--expect-head", "--expect-lines"}
 

@@ -61,6 +61,19 @@ COUNTERS: Json = {
     "energy_uj": {"package-0": 5},
     "unplaced_uj": {"package-0": 0},
     "gaps": {"package-0": {"read_failed": 1}},
+    "beside": [
+        {
+            "id": "hwmon/power_meter/power1",
+            "kind": "board",
+            "quantity": "power",
+            "label": "System",
+            "energy_uj": 5,
+            "unplaced_uj": 0,
+            "power_uw": 210000000,
+            "gaps": {"read_failed": 1},
+            "reason": "permission_denied: power1_average",
+        }
+    ],
 }
 
 FULL: dict[str, Json] = {
