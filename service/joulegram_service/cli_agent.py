@@ -23,14 +23,43 @@ SysfsFlag = Annotated[
     Path | None, typer.Option("--sysfs-root", help="Where /sys is, or a copy of it.", show_default="/sys")
 ]
 
+UserFlag = Annotated[
+    str | None,
+    typer.Option("--user", help="Become this user, without capabilities, when all is open.", show_default="stay"),
+]
+GroupFlag = Annotated[
+    str | None,
+    typer.Option("--group", help="Group of the socket, which may ask; and of --user.", show_default="the user's own"),
+]
+AllowFlag = Annotated[
+    list[str] | None,
+    typer.Option("--allow-group", help="Another group that may ask, where the socket lets it connect; repeatable."),
+]
+MetricsFlag = Annotated[
+    str | None, typer.Option("--metrics", help="host:port for /metrics and /healthz.", show_default="none")
+]
+OtlpFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--otlp-endpoint", help="Send energy as OTLP to this URL, for a node without a sidecar.", show_default="none"
+    ),
+]
+OtlpIntervalFlag = Annotated[float, typer.Option("--otlp-interval", help="Seconds between two of those.")]
+HwIdFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--hw-id", help="Names this host in OTLP; needed for it, never the host's own name.", show_default="none"
+    ),
+]
+
 AGENT_HELP = """Measure the node's energy and serve it on a Unix socket.
 
 The privileged part: it reads energy counters and needs to read nothing else. Where there are none it models, and
-says so.
+says so. Started as root with --user it opens them and goes on without privileges.
 
 Example:
 
-  joulegram agent --socket /run/joulegram/agent.sock
+  joulegram agent --socket /run/joulegram/agent.sock --user joulegram
 
 Exit codes: 0 stopped by SIGINT or SIGTERM; 1 it failed; 2 configuration.
 """
@@ -61,14 +90,33 @@ def agent(
             show_default="agent-state.json beside the socket",
         ),
     ] = None,
+    user: UserFlag = None,
+    group: GroupFlag = None,
+    allow_group: AllowFlag = None,
+    metrics: MetricsFlag = None,
+    otlp_endpoint: OtlpFlag = None,
+    otlp_interval: OtlpIntervalFlag = 10.0,
+    hw_id: HwIdFlag = None,
 ) -> None:
     """See AGENT_HELP."""
     if context.invoked_subcommand is not None:
         return
-    from joulegram_service.serve import measure
+    from joulegram import __version__
+    from joulegram_agent.main import Outside
+    from joulegram_service.measure import measure
 
+    outside = Outside(
+        version=__version__,
+        user=user,
+        group=group,
+        allow_groups=tuple(allow_group or ()),
+        metrics=metrics,
+        otlp_endpoint=otlp_endpoint,
+        otlp_interval_s=otlp_interval,
+        hw_id=hw_id,
+    )
     try:
-        measure(socket, source or "auto", sysfs_root or Path("/sys"), state)
+        measure(socket, source or "auto", sysfs_root or Path("/sys"), state, outside)
     except JoulegramError as error:
         typer.echo(f"joulegram: {error}", err=True)
         raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILED) from error

@@ -1,21 +1,18 @@
-"""`joulegram serve` and `joulegram agent`: run until a signal, or until something that cannot be mended fails."""
+"""`joulegram serve`: run until a signal, or until something that cannot be mended fails."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 from typing import TYPE_CHECKING
 
-from joulegram_agent.main import run_agent
 from joulegram_pipeline.errors import JoulegramError
 from joulegram_service.logs import set_up_logging
 from joulegram_service.sidecar import Sidecar
+from joulegram_service.signals import stop_event
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from joulegram_service.config import Config
 
 log = logging.getLogger("joulegram")
@@ -23,14 +20,6 @@ log = logging.getLogger("joulegram")
 SWITCH_S = 0.0005
 """How long a thread keeps the interpreter while another wants it: Python's 5 ms are most of what an acknowledgement may
 take, and the engine works while requests come."""
-
-
-def stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
-    """An event that SIGINT and SIGTERM set; a second signal has no further effect."""
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    return stop
 
 
 def serve(config: Config) -> None:
@@ -64,27 +53,3 @@ async def _serve(config: Config) -> None:
         log.info("stopping")
     if sidecar.engine.failure is not None:
         raise JoulegramError(f"the engine failed: {sidecar.engine.failure}") from sidecar.engine.failure
-
-
-def measure(socket: Path, source: str, sysfs_root: Path, state: Path | None = None) -> None:
-    """Run the agent until SIGINT or SIGTERM.
-
-    Raises:
-        JoulegramError: it could not start.
-    """
-    set_up_logging()
-    asyncio.run(_measure(socket, source, sysfs_root, state))
-
-
-async def _measure(socket: Path, source: str, sysfs_root: Path, state: Path | None) -> None:
-    stop = stop_event(asyncio.get_running_loop())
-    agent = asyncio.create_task(run_agent(socket, source, sysfs_root=sysfs_root, state=state))
-    waiting = asyncio.create_task(stop.wait())
-    await asyncio.wait([agent, waiting], return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if not agent.done():
-        agent.cancel()
-    try:
-        await agent
-    except asyncio.CancelledError:
-        log.info("stopped")
