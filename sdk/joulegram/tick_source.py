@@ -139,5 +139,5 @@ def open_ticks(
         reader.close()
         if not model:
             return None, reason
-        reader = ModelReader(proc_root, reason)
+        reader = ModelReader(proc_root, sysfs_root, reason)
     return LocalTicks(reader, proc_root), reason
