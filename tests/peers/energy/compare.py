@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from joulegram_agent.powercap import PowercapReader
 from joulegram_agent.sampler import Sampler
 from peers.energy.readers import ReaderError
-from peers.energy.scenarios import DURATION_MS, STEP_MS, Playback
+from peers.energy.scenarios import DURATION_MS, J, Playback
 from simulators.procfs import FakeProc, ManualClock
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from peers.energy.readers import Reader
     from peers.energy.scenarios import Scenario
 
-STEP_NS = STEP_MS * 1_000_000
+SAMPLE_MS = 100
+NS_PER_MS = 1_000_000
 SAME = 1e-5
 """One part in 100 000 is how far a reader's own constants round."""
 
@@ -43,11 +44,21 @@ class Outcome:
         kind = None if self.raised is None else self.raised.partition(":")[0].strip()
         if self.reported_j is None:
             return f"raises `{kind}`"
-        off = self.reported_j / self.truth_j - 1
-        shown = f"{self.reported_j:,.0f}".replace(",", " ")
-        if abs(off) > SAME:
-            shown += f" ({100 * off:+.1f} %)"
+        shown = spaced(self.reported_j) + difference(self.reported_j, self.truth_j)
         return shown if kind is None else f"{shown}, raises `{kind}`"
+
+
+def spaced(joules: float) -> str:
+    """Whole joules with a space at the thousands."""
+    return f"{joules:,.0f}".replace(",", " ")
+
+
+def difference(joules: float, truth_j: float) -> str:
+    """How far off it is, in brackets; nothing where it is not."""
+    off_j = joules - truth_j
+    if abs(off_j) <= SAME * truth_j:
+        return ""
+    return f" ({off_j:+.0f} J)" if abs(off_j) < truth_j / 1_000 else f" ({100 * off_j / truth_j:+.1f} %)"
 
 
 def compare(reader: Reader, scenario: Scenario, root: Path) -> Outcome:
@@ -61,19 +72,17 @@ def compare(reader: Reader, scenario: Scenario, root: Path) -> Outcome:
     reported_j: float | None = None
     try:
         with reader.session(play.sysfs) as session:
-            while play.at_ms < DURATION_MS:
-                play.step()
-                due = reader.every_ms is not None and play.at_ms % reader.every_ms == 0
+            while not play.over:
+                play.pass_ms(reader.every_ms or DURATION_MS)
                 try:
-                    if due:
+                    if reader.every_ms is not None:
                         session.read()
                 except ReaderError as error:
                     raised.append(str(error))
             reported_j = session.end()
     except ReaderError as error:
         raised.append(str(error))
-    while play.at_ms < DURATION_MS:
-        play.step()
+    play.pass_ms(DURATION_MS)
     return Outcome(play.truth_j(dram=reader.dram), reported_j, raised[0] if raised else None)
 
 
@@ -104,13 +113,11 @@ class Ours:
     @property
     def cell(self) -> str:
         """As the table has it."""
-        shown = f"{self.placed_uj / 1e6:,.0f}".replace(",", " ")
+        shown = spaced(self.placed_uj / J)
         if self.unplaced_uj:
-            shown += f" + {self.unplaced_uj / 1e6:,.0f} unplaced".replace(",", " ")
-        missing = self.truth_uj - self.placed_uj - self.unplaced_uj
-        if missing:
-            shown += f" ({100 * -missing / self.truth_uj:+.1f} %)"
-        return shown + (f", {sum(self.gaps.values())} gaps" if self.gaps else "")
+            shown += f" + {spaced(self.unplaced_uj / J)} unplaced"
+        shown += difference((self.placed_uj + self.unplaced_uj) / J, self.truth_uj / J)
+        return shown + (f"; gaps: {sum(self.gaps.values())}" if self.gaps else "")
 
 
 def ours(scenario: Scenario, root: Path) -> Ours:
@@ -120,9 +127,9 @@ def ours(scenario: Scenario, root: Path) -> Ours:
     sampler = Sampler(reader, proc_root=FakeProc(root / "proc").root, clock=clock)
     try:
         sampler.sample()
-        while play.at_ms < DURATION_MS:
-            play.step()
-            clock.advance(STEP_NS)
+        while not play.over:
+            play.pass_ms(SAMPLE_MS)
+            clock.advance(SAMPLE_MS * NS_PER_MS)
             sampler.sample()
     finally:
         reader.close()

@@ -69,6 +69,12 @@ class Reader:
     lasting: bool
     how: str
 
+    @property
+    def title(self) -> str:
+        """As the table names it;"""
+        name, _, variant = self.name.partition(" (")
+        return f"{name} {self.version}" + (f" ({variant}" if variant else "")
+
 
 def in_namespace(sysfs: Path, *command: str) -> list[str]:
     """A command line that runs with this folder mounted at ``/sys``.
@@ -118,16 +124,25 @@ class Driven:
         return float(self.say("end"))
 
 
-def _driven(name: str, version: str, **environment: str) -> Callable[[Path], Any]:
+def driven(name: str, version: str, driver: str | None = None, **environment: str) -> Callable[[Path], Any]:
+    """Sessions with a driver.
+
+    Args:
+        name: of the lock.
+        version: of Python.
+        driver: its name, where it is not that of the lock.
+        environment: added to a clean one.
+    """
+
     @contextmanager
     def session(sysfs: Path) -> Iterator[Driven]:
         python = python_environment(name, HERE / "locks" / f"{name}.txt", interpreter(version))
-        driver = HERE / "drivers" / f"drive_{name.replace('-', '_')}.py"
+        script = HERE / "drivers" / f"drive_{driver or name.replace('-', '_')}.py"
         log = sysfs.parent / f"{name}.log"
         with (
             log.open("wb") as output,
             subprocess.Popen(
-                in_namespace(sysfs, str(python), str(driver)),
+                in_namespace(sysfs, str(python), str(script)),
                 env=clean_environment(**environment),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -137,9 +152,9 @@ def _driven(name: str, version: str, **environment: str) -> Callable[[Path], Any
             ) as process,
         ):
             try:
-                driven = Driven(process, log)
-                driven.say("begin")
-                yield driven
+                told = Driven(process, log)
+                told.say("begin")
+                yield told
             finally:
                 process.kill()
 
@@ -276,7 +291,7 @@ PEERS = (
         pinned("pyrapl"),
         None,
         True,
-        _driven("pyrapl", HOST),
+        driven("pyrapl", HOST),
         False,
         "`setup()`, then a `Measurement` from beginning to end; packages and DRAM.",
     ),
@@ -285,7 +300,7 @@ PEERS = (
         pinned("pyjoules"),
         None,
         True,
-        _driven("pyjoules", HOST),
+        driven("pyjoules", HOST),
         False,
         "an `EnergyMeter` over every package and DRAM domain it finds, from beginning to end.",
     ),
@@ -304,7 +319,7 @@ PEERS = (
         pinned("codecarbon"),
         SCRAPE_MS,
         False,
-        _driven("codecarbon", HOST),
+        driven("codecarbon", HOST),
         True,
         "`OfflineEmissionsTracker` with its defaults (a measurement every 15 s, packages without DRAM); its `cpu_energy`.",
     ),
@@ -313,7 +328,7 @@ PEERS = (
         pinned("zeus"),
         None,
         True,
-        _driven("zeus", HOST),
+        driven("zeus", HOST),
         True,
         "one window of `ZeusMonitor(gpu_indices=[])` over every CPU it finds; the sum of `cpu_energy` and `dram_energy`.",
     ),
@@ -331,16 +346,16 @@ PEERS = (
         pinned("carbon-ops"),
         100,
         True,
-        _driven("carbon-ops", "3.12"),
+        driven("carbon-ops", "3.12"),
         True,
         "its governor's loop at 10 Hz with the default root; the sum its client makes.",
     ),
     Reader(
-        "carbon-ops, other root",
+        "carbon-ops (other root)",
         pinned("carbon-ops"),
         100,
         True,
-        _driven("carbon-ops", "3.12", POWERCAP_ROOT="/sys/devices/virtual/powercap"),
+        driven("carbon-ops", "3.12", POWERCAP_ROOT="/sys/devices/virtual/powercap"),
         True,
         "the same with `--powercap-root /sys/devices/virtual/powercap`.",
     ),

@@ -7,16 +7,18 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
-def talk(begin: Callable[[], None], read: Callable[[], None], end: Callable[[], float]) -> None:
+def talk(
+    begin: Callable[[], None], read: Callable[[], None], end: Callable[[], float | Mapping[str, float | None]]
+) -> None:
     """Do as told until the end: ``begin``, ``read`` as often as it comes, ``end``.
 
     Args:
         begin: starts measuring.
         read: what the reader does by itself from time to time.
-        end: stops, and gives the joules that the reader reports since the beginning.
+        end: stops, and gives the joules that the reader reports since the beginning, by name where it has several.
 
     An exception is the answer: that is what the reader's user would get.
     """
