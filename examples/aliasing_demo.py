@@ -7,7 +7,7 @@
 A package draws 80 W, and 400 W in bursts, each of them a span of some job. Its counter is read
 
     at 10 Hz                  by joulegram's agent
-    every second              which is as fine as the agent publishes it, so that nobody can listen in on other programs
+    every second              as finely as the agent publishes it, so that nobody can listen in on other programs
     every 15 s                by a scraper that knows the counter's range
     every 15 s, 32 bits       by one that keeps the lower 32 bits of the microjoules
 
@@ -102,7 +102,7 @@ class Supply:
 
 @dataclass
 class Counted:
-    """Energy counted from the beginning until each of some instants; between two of them power is taken to be constant."""
+    """Energy counted from the beginning to each of some instants; between two of them power is taken as constant."""
 
     points: list[tuple[int, int]] = field(default_factory=list)
     """Milliseconds since the beginning, and microjoules."""
@@ -120,7 +120,7 @@ class Counted:
 
 @dataclass
 class Scraper(Counted):
-    """Adds up the rises of a counter modulo what it takes the counter's size to be; what lies above that it does not keep."""
+    """Adds up the rises of a counter modulo what it takes the counter's size to be; it keeps nothing above that."""
 
     modulus: int = RANGE_UJ + 1
     last_uj: int = 0

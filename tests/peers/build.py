@@ -1,11 +1,11 @@
-"""Builds the peers of the tests once: Go and Rust programs from pinned sources, Python ones in environments of their own.
+"""Builds the peers of the tests once: Go and Rust programs of pinned sources, Python ones in their own environments.
 
-    python tests/peers/build.py                 everything the tests run by default, about five minutes where nothing is cached
+    python tests/peers/build.py                 the programs that tests run by default, five minutes with nothing cached
     python tests/peers/build.py otelcol         one of them
 
 Invariants:
-    * every module is checked against the committed go.sum, every wheel against the committed hashes; one that differs
-      is an error, never a reason to skip;
+    * every module is checked against the committed go.sum, every wheel against the committed hashes, every crate by
+      cargo against its lock; a module or wheel that differs is an error, never a reason to skip;
     * what is built lies under .build/, which git ignores, and is built anew only when what it is made of has changed;
     * two runs at once do not build the same thing: the second waits for the first.
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from talk import talk
+from peers.energy.drivers.talk import talk
 
 rapl: Any = importlib.import_module("carbon_ops.governor.rapl")
 runtime: Any = importlib.import_module("carbon_ops.governor.runtime")
@@ -22,7 +22,7 @@ def begin() -> None:
 
 
 def read() -> None:
-    governors[0]._latest = governors[0]._poll_once()  # noqa: SLF001 - the body of its loop
+    governors[0]._latest = governors[0]._poll_once()  # the body of its loop
 
 
 def end() -> float:

@@ -1,4 +1,4 @@
-"""codecarbon's `OfflineEmissionsTracker` as it is by default, but that each of its measurements is made when we say so."""
+"""codecarbon's `OfflineEmissionsTracker` with its defaults, but that each measurement is made when we say so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import time
 from typing import Any
 
-from talk import talk
+from peers.energy.drivers.talk import talk
 
 tracker_module: Any = importlib.import_module("codecarbon")
 trackers: list[Any] = []

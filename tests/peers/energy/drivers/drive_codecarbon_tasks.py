@@ -6,7 +6,7 @@ import importlib
 import time
 from typing import Any
 
-from talk import talk
+from peers.energy.drivers.talk import talk
 
 codecarbon: Any = importlib.import_module("codecarbon")
 trackers: list[Any] = []

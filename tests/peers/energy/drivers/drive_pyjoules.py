@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from talk import talk
+from peers.energy.drivers.talk import talk
 
 rapl: Any = importlib.import_module("pyJoules.device.rapl_device")
 factory: Any = importlib.import_module("pyJoules.device.device_factory")
@@ -26,7 +26,7 @@ def read() -> None:
 
 def end() -> float:
     meters[0].stop()
-    return sum(uj for sample in meters[0].get_trace() for uj in sample.energy.values()) / 1e6
+    return float(sum(uj for sample in meters[0].get_trace() for uj in sample.energy.values())) / 1e6
 
 
 talk(begin, read, end)

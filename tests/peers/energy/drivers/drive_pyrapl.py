@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from talk import talk
+from peers.energy.drivers.talk import talk
 
-pyRAPL: Any = importlib.import_module("pyRAPL")
+rapl: Any = importlib.import_module("pyRAPL")
 measured: list[Any] = []
 
 
 def begin() -> None:
-    pyRAPL.setup()
-    measured.append(pyRAPL.Measurement("job"))
+    rapl.setup()
+    measured.append(rapl.Measurement("job"))
     measured[0].begin()
 
 
@@ -24,7 +24,7 @@ def read() -> None:
 def end() -> float:
     measured[0].end()
     result = measured[0].result
-    return sum([*(result.pkg or []), *(result.dram or [])]) / 1e6
+    return float(sum([*(result.pkg or []), *(result.dram or [])])) / 1e6
 
 
 talk(begin, read, end)

@@ -1,7 +1,7 @@
 """zeus's `ZeusMonitor` over every CPU it finds: one window around the job.
 
-Processes of zeus's own look for wraps once a second in real time, one for each counter; so the window begins when they look,
-and before it ends they get time to look. A user does not wait: with ZEUS_PATIENCE_S=0 neither does this.
+Processes of zeus's own look for wraps once a second in real time, one for each counter; so the window begins when they
+look, and before it ends they get time to look. A user does not wait: with ZEUS_PATIENCE_S=0 neither does this.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from talk import talk
+from peers.energy.drivers.talk import talk
 
 monitor: Any = importlib.import_module("zeus.monitor")
 PATIENCE_S = float(os.environ.get("ZEUS_PATIENCE_S", "2.5"))
@@ -45,7 +45,7 @@ def end() -> float:
     result = monitors[0].end_window("job")
     if result.cpu_energy is None:
         raise LookupError("no CPU energy")
-    return sum([*result.cpu_energy.values(), *(result.dram_energy or {}).values()])
+    return float(sum([*result.cpu_energy.values(), *(result.dram_energy or {}).values()]))
 
 
 if __name__ == "__main__":  # its processes import this file

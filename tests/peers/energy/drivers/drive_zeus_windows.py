@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from talk import talk
+from peers.energy.drivers.talk import talk
 
 monitor: Any = importlib.import_module("zeus.monitor")
 monitors: list[Any] = []

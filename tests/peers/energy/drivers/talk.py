@@ -26,7 +26,7 @@ def talk(
     answers, sys.stdout = sys.stdout, sys.stderr  # what the reader prints is not an answer
     for line in sys.stdin:
         try:
-            answer = {"joules": words[line.strip()]()}
+            answer: dict[str, object] = {"joules": words[line.strip()]()}
         except Exception as error:  # noqa: BLE001 - whatever it is, it is what the reader does
             answer = {"raised": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
