@@ -4,9 +4,10 @@
     python benchmarks/readers.py --readers joulegram,pyRAPL --scenarios wrap,reset
     python benchmarks/readers.py --overlap
 
-Each reader, unchanged, sees the same simulated sysfs for two simulated minutes; docs/comparison.md says how. A cell is
-the joules that it reports, and how far off that is. Readers that are not there yet are installed, which takes about five
-minutes; one that cannot be had is left out with its reason. Needs root, or a kernel that lets others have a mount namespace.
+Each reader, unchanged, sees the same simulated sysfs for two simulated minutes; docs/comparison.md says how. A cell
+is the joules that it reports, and how far off that is. Readers that are not there yet are installed, which takes about
+five minutes; one that cannot be had is left out with its reason. Needs root, or a kernel that lets others have a mount
+namespace.
 
 --overlap shows two windows that overlap to those that have windows, and says what each gets.
 """

@@ -7,7 +7,7 @@
 A package draws 80 W, and 400 W in bursts, each of them a span of some job. Its counter is read
 
     at 10 Hz                  by joulegram's agent
-    every second              as finely as the agent publishes it, so that nobody can listen in on other programs
+    every second              as finely as the agent publishes it, lest it betray other programs
     every 15 s                by a scraper that knows the counter's range
     every 15 s, 32 bits       by one that keeps the lower 32 bits of the microjoules
 
@@ -247,8 +247,8 @@ def report(seen: Seen, scrape_ms: int) -> None:
         truth_uj = seen.truth_uj(*burst)
         figures = ""
         for counted in (seen.agent, seen.ticks, seen.scraper):
-            uj = counted.between(*burst)
-            figures += f" {uj / 1e6:>9.2f} {uj / truth_uj - 1:>+8.1%}"
+            given_uj = counted.between(*burst)
+            figures += f" {given_uj / 1e6:>9.2f} {given_uj / truth_uj - 1:>+8.1%}"
         span = f"{burst.start_ms / 1e3:.2f} to {burst.end_ms / 1e3:.2f} s"
         print(f"{span:<20} {truth_uj / 1e6:>11.2f}{figures}")
     print(f"\n{'a counter of':<52} {'wraps after, J':>14} {'at 400 W':>10} {'so read within':>15}")

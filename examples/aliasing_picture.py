@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from aliasing_demo import Counted, Seen
     from matplotlib.axes import Axes
+
+    from aliasing_demo import Counted, Seen
 
 TRUTH, AGENT, PALE, SCRAPER, MASKED, SPAN = "#333333", "#0b7a75", "#8fc7c3", "#c4611a", "#b3261e", "#e8eef7"
 

@@ -88,7 +88,7 @@ def compare(reader: Reader, scenario: Scenario, root: Path) -> Outcome:
 
 @dataclass(frozen=True)
 class Ours:
-    """What joulegram's agent makes of a scenario: what it placed in time, what it could not, what it says is missing."""
+    """What joulegram's agent makes of a scenario: what it placed in time, what it could not, and its gaps."""
 
     truth_uj: int
     totals: Totals

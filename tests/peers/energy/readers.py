@@ -71,7 +71,7 @@ class Reader:
 
     @property
     def title(self) -> str:
-        """As the table names it;"""
+        """As the table names it."""
         name, _, variant = self.name.partition(" (")
         return f"{name} {self.version}" + (f" ({variant}" if variant else "")
 
@@ -143,7 +143,7 @@ def driven(name: str, version: str, driver: str | None = None, **environment: st
             log.open("wb") as output,
             subprocess.Popen(
                 in_namespace(sysfs, str(python), str(script)),
-                env=clean_environment(**environment),
+                env=clean_environment(PYTHONPATH=str(HERE.parents[1]), **environment),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -175,8 +175,8 @@ def pinned(name: str) -> str:
 class Scraped:
     """An exporter, and what Prometheus' ``increase`` makes of its counters from scrape to scrape.
 
-    A counter that fell is one that began again at 0; a scrape without it changes nothing. What Prometheus extrapolates to
-    the edges of a window is left out.
+    A counter that fell is one that began again at 0; a scrape without it changes nothing. What Prometheus extrapolates
+    to the edges of a window is left out.
 
     Args:
         url: of the page.
@@ -321,7 +321,7 @@ PEERS = (
         False,
         driven("codecarbon", HOST),
         True,
-        "`OfflineEmissionsTracker` with its defaults (a measurement every 15 s, packages without DRAM); its `cpu_energy`.",
+        "`OfflineEmissionsTracker` with its defaults (every 15 s, packages without DRAM); its `cpu_energy`.",
     ),
     Reader(
         "zeus",
@@ -330,7 +330,7 @@ PEERS = (
         True,
         driven("zeus", HOST),
         True,
-        "one window of `ZeusMonitor(gpu_indices=[])` over every CPU it finds; the sum of `cpu_energy` and `dram_energy`.",
+        "one window of `ZeusMonitor(gpu_indices=[])` over every CPU it finds; its `cpu_energy` and `dram_energy`.",
     ),
     Reader(
         "Scaphandre",
@@ -339,7 +339,8 @@ PEERS = (
         True,
         _scaphandre,
         True,
-        "`--vm prometheus` with SCAPHANDRE_POWERCAP_PATH, scraped every 15 s; `increase` of `scaph_host_energy_microjoules`.",
+        "`--vm prometheus` with SCAPHANDRE_POWERCAP_PATH, scraped every 15 s; `increase` of its "
+        "`scaph_host_energy_microjoules`.",
     ),
     Reader(
         "carbon-ops",

@@ -5,8 +5,8 @@ Invariants:
     * the tree holds the truth: what was spent is known to the microjoule, whatever can be read of it;
     * no reader is told anything: a failing read is one that fails for every program, a zone that is gone is gone.
 
-A read is made to fail without a kernel: the counter becomes empty under those who hold it open, and a directory for those
-who open it, so that both get an error (EISDIR) or nothing that is a number.
+A read is made to fail without a kernel: the counter becomes empty under those who hold it open, and a directory for
+those who open it, so that the one gets nothing that is a number and the other an error (EISDIR).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _spread(tree: PowercapTree) -> PowercapTree:
 
 
 def _lay_out(tree: PowercapTree) -> None:
-    """What else of sysfs some readers look at: who a zone's class is, and how many sockets there are (one CPU on each)."""
+    """What else of sysfs some readers look at: a zone's class, and how many sockets there are (one CPU on each)."""
     zones = tree.root / "class" / "powercap"
     controls = tree.root / "devices" / "virtual" / "powercap"
     for control in controls.iterdir():
