@@ -248,7 +248,8 @@ def report(seen: Seen, scrape_ms: int) -> None:
         figures = ""
         for counted in (seen.agent, seen.ticks, seen.scraper):
             given_uj = counted.between(*burst)
-            figures += f" {given_uj / 1e6:>9.2f} {given_uj / truth_uj - 1:>+8.1%}"
+            off = f"{given_uj / truth_uj - 1:+.1%}" if truth_uj else ""
+            figures += f" {given_uj / 1e6:>9.2f} {off:>8}"
         span = f"{burst.start_ms / 1e3:.2f} to {burst.end_ms / 1e3:.2f} s"
         print(f"{span:<20} {truth_uj / 1e6:>11.2f}{figures}")
     print(f"\n{'a counter of':<52} {'wraps after, J':>14} {'at 400 W':>10} {'so read within':>15}")
