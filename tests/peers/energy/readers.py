@@ -196,7 +196,10 @@ class Scraped:
     def read(self) -> None:
         time.sleep(self.pause_s)
         with urllib.request.urlopen(self.url, timeout=10) as answer:
-            text = answer.read().decode()
+            self.take(answer.read().decode())
+
+    def take(self, text: str) -> None:
+        """Add what a page shows to what was counted."""
         for series, value in samples(text, self.wanted).items():
             before = self.last.get(series)
             if before is not None:
