@@ -65,7 +65,7 @@ def windows() -> None:
     print(line("tool", "long", "short"))
     print(line("---", "---", "---"))
     with tempfile.TemporaryDirectory(prefix="joulegram-readers-") as directory:
-        rows = {f"**{OURS}**": overlap.ours(Path(directory))}
+        rows: dict[str, dict[str, float | None]] = {f"**{OURS}**": {**overlap.ours(Path(directory))}}
     for name, session in overlap.PEERS.items():
         try:
             with tempfile.TemporaryDirectory(prefix="joulegram-readers-") as directory:

@@ -13,8 +13,8 @@ A package draws 80 W, and 400 W in bursts, each of them a span of some job. Its 
 
 Three things come out. A scraper loses nothing of the sum, for a counter wraps after minutes, not seconds; what it
 cannot say is which part of its 15 s the energy belongs to, so a burst gets its neighbours' average. The mask loses
-2**32 uJ (4 295 J, 10.7 s at 400 W) whenever that much is spent between two reads: the "11-second anomaly" is made by the
-program that masks, and no hardware has it. And 10 Hz is not needed for the wraps; it is what tells spans apart. (Between
+2**32 uJ (4 295 J, 10.7 s at 400 W) whenever that much is spent between two reads: the "11-second anomaly" is made by
+the program that masks, and no hardware has it. And 10 Hz is not needed for the wraps: it tells spans apart. (Between
 two ticks a sidecar knows more than is shown here: it splits a second by the CPU time of those who ran in it.)
 
 The picture needs matplotlib: `pip install matplotlib`, or `pip install --group examples` in a checkout.

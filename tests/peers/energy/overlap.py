@@ -41,7 +41,7 @@ def overlap(session: Callable[[Path], Any], root: Path) -> dict[str, float | Non
         return dict(told.say("end"))
 
 
-def ours(root: Path) -> dict[str, float | None]:
+def ours(root: Path) -> dict[str, float]:
     """The same as two spans that know nothing of each other, on a machine whose CPUs are all busy all the time."""
     play = Playback(SCENARIOS[0], root)
     proc, clock = FakeProc(root / "proc"), ManualClock(wall_ns=T0)

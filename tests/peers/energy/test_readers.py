@@ -1,4 +1,4 @@
-"""Readers of RAPL on machines whose truth is known: what joulegram reports, and that docs/comparison.md is what comes out."""
+"""Readers of RAPL on machines whose truth is known: what joulegram reports; docs/comparison.md is what comes out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from peers.build import PeerMissingError
 from peers.energy import overlap
-from peers.energy.compare import compare, ours, spaced
+from peers.energy.compare import Ours, compare, ours, spaced
 from peers.energy.readers import PEERS, Reader, Scraped, samples
 from peers.energy.scenarios import SCENARIOS, J, Scenario
 
@@ -40,10 +40,16 @@ def rows(first: str) -> dict[str, dict[str, str]]:
 # -- joulegram ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ours]:
+    """What joulegram makes of each scenario."""
+    return {name: ours(scenario, tmp_path_factory.mktemp("ours")) for name, scenario in BY_NAME.items()}
+
+
 @by_scenario
-def test_joulegram_counts_all_or_says_what_it_cannot(tmp_path: Path, scenario: Scenario) -> None:
+def test_joulegram_counts_all_or_says_what_it_cannot(reported: dict[str, Ours], scenario: Scenario) -> None:
     """Issue 5: energy reported + what a declared gap may hide = truth; outside of gaps, difference 0 uJ."""
-    found = ours(scenario, tmp_path)
+    found = reported[scenario.name]
     lost_uj = found.truth_uj - found.placed_uj - found.unplaced_uj
 
     match scenario.name:
@@ -63,9 +69,9 @@ def test_joulegram_counts_all_or_says_what_it_cannot(tmp_path: Path, scenario: S
 
 
 @by_scenario
-def test_the_page_has_what_joulegram_reports(tmp_path: Path, scenario: Scenario) -> None:
+def test_the_page_has_what_joulegram_reports(reported: dict[str, Ours], scenario: Scenario) -> None:
     """docs/comparison.md: its own row, as it is."""
-    assert rows("reader")["joulegram"][scenario.name] == ours(scenario, tmp_path).cell
+    assert rows("reader")["joulegram"][scenario.name] == reported[scenario.name].cell
 
 
 def test_joulegram_shares_what_overlaps(tmp_path: Path) -> None:
@@ -79,7 +85,7 @@ def test_joulegram_shares_what_overlaps(tmp_path: Path) -> None:
 # -- the others -----------------------------------------------------------------------------------------------------
 
 
-def chosen(reader: Reader) -> pytest.Mark | pytest.MarkDecorator:
+def chosen(reader: Reader) -> pytest.MarkDecorator:
     lasts = reader.lasting and os.environ.get(ALL) != "all"
     return pytest.mark.skipif(lasts, reason=f"{reader.name} takes minutes: set {ALL}=all")
 
@@ -130,11 +136,11 @@ def test_what_is_scraped_is_added_up_as_prometheus_does() -> None:
     """`increase`: a counter that fell began again at 0, a scrape without it changes nothing."""
     wanted, page = re.compile("node_rapl_package"), "# HELP x\nnode_rapl_core_joules_total 9\n{}"
     scraped = Scraped("", wanted, 1.0)
-    for lines in (
+    first, second = (
         "node_rapl_package{a} 10\nnode_rapl_package{b} 5.5",
-        "",
         "node_rapl_package{a} 4\nnode_rapl_package{b} 7",
-    ):
+    )
+    for lines in (first, "", second):
         scraped.take(page.replace("{}", lines))
 
     assert samples(page.replace("{}", "node_rapl_package{a} 1e3"), wanted) == {"node_rapl_package{a}": 1000.0}
