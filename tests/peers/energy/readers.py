@@ -10,7 +10,9 @@ Invariants:
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -149,6 +151,7 @@ def driven(name: str, version: str, driver: str | None = None, **environment: st
                 stderr=output,
                 text=True,
                 cwd=sysfs.parent,
+                start_new_session=True,
             ) as process,
         ):
             try:
@@ -156,7 +159,7 @@ def driven(name: str, version: str, driver: str | None = None, **environment: st
                 told.say("begin")
                 yield told
             finally:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # zeus's own processes would outlive it
 
     return session
 
