@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from joulegram_agent.powercap import PowercapReader
 from joulegram_agent.sampler import Sampler
-from peers.energy.readers import ReaderError
 from peers.energy.scenarios import DURATION_MS, J, Playback
+from peers.energy.sessions import ReaderError
 from simulators.procfs import FakeProc, ManualClock
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from joulegram_agent.powercap import PowercapReader
 from joulegram_agent.sampler import Sampler
 from joulegram_pipeline.records import RecordKind
 from peers.energy.compare import NS_PER_MS, SAMPLE_MS
-from peers.energy.readers import HOST, driven
+from peers.energy.readers import HOST
 from peers.energy.scenarios import DURATION_MS, SCENARIOS, Playback
+from peers.energy.sessions import driven
 from simulators.machine_node import OF_RUN, Node
 from simulators.procfs import FakeProc, ManualClock
 from simulators.traces import T0, span

@@ -12,8 +12,9 @@ import pytest
 from peers.build import PeerMissingError
 from peers.energy import overlap
 from peers.energy.compare import Ours, compare, ours, spaced
-from peers.energy.readers import PEERS, Reader, Scraped, samples
+from peers.energy.readers import PEERS, Reader
 from peers.energy.scenarios import SCENARIOS, J, Scenario
+from peers.energy.sessions import Scraped, samples
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a peer installs it
 
