@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 
 from joulegram_agent.local import LocalAgent
-from joulegram_agent.model import WATTS_IDLE, WATTS_MAX
 from joulegram_agent.sampler import Sampler
+from joulegram_agent.sensor_sources import open_sensors
 from joulegram_agent.server import AgentServer
 from joulegram_agent.sources import open_reader
+from joulegram_agent.state import FILE_NAME, StateFile
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +21,13 @@ def open_agent(
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
     dev_root: Path = Path("/dev"),
-    watts_idle: float = WATTS_IDLE,
-    watts_max: float = WATTS_MAX,
+    watts_idle: float | None = None,
+    watts_max: float | None = None,
+    state: Path | None = None,
 ) -> LocalAgent:
     """An agent that is not entered yet; see `open_reader` for the arguments.
+
+    Its counts survive a restart in the file `state`; without one they begin anew.
 
     Raises:
         ConfigError: as `open_reader`.
@@ -36,7 +40,10 @@ def open_agent(
         watts_idle=watts_idle,
         watts_max=watts_max,
     )
-    return LocalAgent(reader, Sampler(reader, proc_root=proc_root))
+    sampler = Sampler(reader, proc_root=proc_root)
+    return LocalAgent(
+        reader, sampler, sensors=open_sensors(sysfs_root), state=None if state is None else StateFile(state)
+    )
 
 
 async def run_agent(
@@ -46,8 +53,9 @@ async def run_agent(
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
     dev_root: Path = Path("/dev"),
-    watts_idle: float = WATTS_IDLE,
-    watts_max: float = WATTS_MAX,
+    watts_idle: float | None = None,
+    watts_max: float | None = None,
+    state: Path | None = None,
 ) -> None:
     """Measure and serve until cancelled; missing hardware is said, not fatal.
 
@@ -57,8 +65,9 @@ async def run_agent(
         sysfs_root: ``/sys``, or where the host's is mounted.
         proc_root: ``/proc``, or where the host's is mounted.
         dev_root: ``/dev``, or where the host's is mounted.
-        watts_idle: for the model, watts of an idle logical CPU.
-        watts_max: for the model, watts of a busy logical CPU.
+        watts_idle: see `open_reader`.
+        watts_max: see `open_reader`.
+        state: file in which the counts survive a restart; by default ``agent-state.json`` beside the socket.
 
     Raises:
         ConfigError: an argument that cannot be used.
@@ -72,6 +81,7 @@ async def run_agent(
         dev_root=dev_root,
         watts_idle=watts_idle,
         watts_max=watts_max,
+        state=state or socket.parent / FILE_NAME,
     )
     async with agent, AgentServer(agent, socket):
         reader = agent.reader

@@ -42,6 +42,8 @@ class ProcessTrees:
         self._proc = proc_root
         self._roots: dict[int, int] = {}
         self._seen: dict[int, _Seen] = {}
+        self._ended: dict[int, int] = {}
+        self._ended_before: dict[int, int] = {}
 
     @property
     def roots(self) -> frozenset[int]:
@@ -57,6 +59,16 @@ class ProcessTrees:
             self._roots[pid] = seen.started
             self._look(new_root=pid)
         return True
+
+    def root_of(self, pid: int) -> int | None:
+        """The named process to whose tree this one belongs, or did until at most two looks ago; else None.
+
+        For what is told of processes after the fact, as by a driver: the look itself is `read`'s.
+        """
+        seen = self._seen.get(pid)
+        if seen is not None:
+            return seen.root
+        return self._ended.get(pid, self._ended_before.get(pid))
 
     def forget(self, pid: int) -> None:
         """Count it no longer; its processes fall to the named ancestor above it, if there is one."""
@@ -75,6 +87,8 @@ class ProcessTrees:
             look: look for new descendants, which can mean reading all of ``/proc``; else only those known are read,
                 and a new one is counted from its beginning when it is found.
         """
+        if look:
+            self._ended_before, self._ended = self._ended, {}
         if not self._roots:
             return {}
         before = self._seen
@@ -94,6 +108,7 @@ class ProcessTrees:
             if alive is not None and alive.started == was.started:
                 left[pid] = replace(was, root=None)
             elif was.root is not None:
+                self._ended[pid] = was.root
                 waited = self._who_waited(was.parent, before, members)
                 if waited is not None:
                     spent[waited] -= was.jiffies

@@ -123,8 +123,8 @@ class EnergyStore:
         since_ns = self.watermark_ns
         for at in range(len(self.rows) - 1, self.index(self._folded_ns) - 1, -1):
             row = self.rows[at]
-            sources = {leaf: self._place(leaf, row.start_ns) for leaf in leaves.keys() & row.detail.keys()}
-            mine = {leaf: self._scope_at(leaf, place) for leaf, place in sources.items() if leaves[leaf] < place}
+            # What is nearer has taken its own out of the detail: the rest lies farther out than the candidate.
+            mine = {leaf: self._owner(leaf, row.start_ns) for leaf in leaves.keys() & row.detail.keys()}
             if any(given(source, row.start_ns, row.end_ns) for source in set(mine.values())):
                 self._kept.setdefault(scope, set()).add(row.start_ns)
                 continue
@@ -140,18 +140,13 @@ class EnergyStore:
         self._labels[scope] = label_of(candidate)
         self.named_from[scope] = since_ns
 
-    def _place(self, leaf: str, at_ns: int) -> int:
-        """Which of the scopes a key may be counted in has its pot at an instant, by position; beyond them the host."""
-        scopes = self._leaves[leaf]
-        for place, candidate in enumerate(scopes):
+    def _owner(self, leaf: str, at_ns: int) -> int:
+        """The scope in whose pot a key's energy lies in the row that begins at an instant."""
+        for candidate in self._leaves[leaf]:
             scope = self._scopes.get(candidate)
             if scope is not None and self.named_from[scope] <= at_ns and at_ns not in self._kept.get(scope, ()):
-                return place
-        return len(scopes)
-
-    def _scope_at(self, leaf: str, place: int) -> int:
-        scopes = self._leaves[leaf]
-        return self._scopes[scopes[place]] if place < len(scopes) else HOST
+                return scope
+        return HOST
 
     def _apart(self, row: Row) -> Row:
         """The row with the pots of all that were named."""
@@ -161,9 +156,9 @@ class EnergyStore:
                 scopes = self._leaves[leaf] = candidates(leaf)
             for scope in scopes:
                 self._seen[scope] = row.start_ns
-            place = self._place(leaf, row.start_ns)
-            if place < len(scopes):
-                row = row.moved(leaf, HOST, self._scope_at(leaf, place), final=place == 0)
+            owner = self._owner(leaf, row.start_ns)
+            if owner != HOST:
+                row = row.moved(leaf, HOST, owner, final=owner == self._scopes.get(scopes[0]))
         return row
 
     def _fold(self) -> None:

@@ -17,7 +17,7 @@ app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 SourceFlag = Annotated[
     str | None,
-    typer.Option("--source", help="auto, powercap, msr, perf, nvml, model or none.", show_default="auto"),
+    typer.Option("--source", help="auto, powercap, msr, perf, hwmon, nvml, model or none.", show_default="auto"),
 ]
 SysfsFlag = Annotated[
     Path | None, typer.Option("--sysfs-root", help="Where /sys is, or a copy of it.", show_default="/sys")
@@ -53,6 +53,14 @@ def agent(
     socket: Annotated[Path, typer.Option("--socket", help="Path of the socket; its mode is 0660.")] = DEFAULT_SOCKET,
     source: SourceFlag = None,
     sysfs_root: SysfsFlag = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            help="File in which the counts survive a restart of the agent.",
+            show_default="agent-state.json beside the socket",
+        ),
+    ] = None,
 ) -> None:
     """See AGENT_HELP."""
     if context.invoked_subcommand is not None:
@@ -60,7 +68,7 @@ def agent(
     from joulegram_service.serve import measure
 
     try:
-        measure(socket, source or "auto", sysfs_root or Path("/sys"))
+        measure(socket, source or "auto", sysfs_root or Path("/sys"), state)
     except JoulegramError as error:
         typer.echo(f"joulegram: {error}", err=True)
         raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILED) from error

@@ -66,19 +66,19 @@ async def _serve(config: Config) -> None:
         raise JoulegramError(f"the engine failed: {sidecar.engine.failure}") from sidecar.engine.failure
 
 
-def measure(socket: Path, source: str, sysfs_root: Path) -> None:
+def measure(socket: Path, source: str, sysfs_root: Path, state: Path | None = None) -> None:
     """Run the agent until SIGINT or SIGTERM.
 
     Raises:
         JoulegramError: it could not start.
     """
     set_up_logging()
-    asyncio.run(_measure(socket, source, sysfs_root))
+    asyncio.run(_measure(socket, source, sysfs_root, state))
 
 
-async def _measure(socket: Path, source: str, sysfs_root: Path) -> None:
+async def _measure(socket: Path, source: str, sysfs_root: Path, state: Path | None) -> None:
     stop = stop_event(asyncio.get_running_loop())
-    agent = asyncio.create_task(run_agent(socket, source, sysfs_root=sysfs_root))
+    agent = asyncio.create_task(run_agent(socket, source, sysfs_root=sysfs_root, state=state))
     waiting = asyncio.create_task(stop.wait())
     await asyncio.wait([agent, waiting], return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from joulegram_processor.energy_store import EnergyStore
 from joulegram_processor.scopes import BY_CONTAINER, BY_HOST, BY_POD, BY_PROCESS, HOST
 from simulators.traces import S, tick, tick_batch
@@ -140,3 +142,18 @@ def test_a_restart_parts_the_same_rows() -> None:
         (40, 30, 20),
         (40, 30, 20),
     ]
+
+
+@pytest.mark.parametrize("containers", [{IN_POD: 200}, {IN_POD: 200, OF_POD: 0}], ids=str)
+def test_a_pod_that_spent_nothing_itself_has_no_pot(containers: dict[str, int]) -> None:
+    """Once its only container took its own out, there is none, as if there had never been one."""
+    ticks = [tick(1, 0, S, cpu_uj=100, static_uj=0, busy_ns=1000, total_ns=2 * S, containers=containers)]
+    store, again = EnergyStore(retention_ns=10**15), EnergyStore(retention_ns=10**15)
+    store.add(tick_batch(*ticks))
+    pod = store.resolve(OF_POD, nothing)
+    assert pots(store, HOST, pod) == [(80, 20)]
+    box = store.resolve(IN_POD, nothing)
+    assert [row.processes.keys() for row in store.rows] == [{box}]
+    again.load_scopes(json.loads(json.dumps(store.dump_scopes())))
+    again.add(tick_batch(*ticks))
+    assert again.rows == store.rows
