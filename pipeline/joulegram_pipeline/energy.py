@@ -92,6 +92,7 @@ class Tick:
         cpu_busy_ns: CPU time all processes spent in the window, None if unknown.
         cpu_total_ns: CPU time there was: online CPUs x window, None if unknown.
         process_cpu_ns: CPU time by named root process, its descendants included, disjoint between roots.
+        descendant_cpu_ns: the part of `process_cpu_ns` that descendants spent and not the named process itself.
         container_cpu_ns: CPU time by container and pod, without that of the named processes in them: keys are
             ``container/<id>``, ``pod/<uid>/container/<id>``, and ``pod/<uid>`` for what a pod spent outside its
             containers. A tick leaves out what is too small to be worth a line, and a later one makes up for it.
@@ -108,6 +109,7 @@ class Tick:
     cpu_busy_ns: int | None = None
     cpu_total_ns: int | None = None
     process_cpu_ns: Mapping[int, int] = field(default_factory=dict)
+    descendant_cpu_ns: Mapping[int, int] = field(default_factory=dict)
     container_cpu_ns: Mapping[str, int] = field(default_factory=dict)
     process_gpu_ns: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
@@ -125,6 +127,8 @@ class Tick:
             out["cpu_total_ns"] = self.cpu_total_ns
         if self.process_cpu_ns:
             out["process_cpu_ns"] = _by_pid(self.process_cpu_ns)
+        if self.descendant_cpu_ns:
+            out["descendant_cpu_ns"] = _by_pid(self.descendant_cpu_ns)
         if self.container_cpu_ns:
             out["container_cpu_ns"] = dict(self.container_cpu_ns)
         if self.process_gpu_ns:
@@ -149,6 +153,7 @@ class Tick:
                 cpu_busy_ns=_count(raw.get("cpu_busy_ns")),
                 cpu_total_ns=_count(raw.get("cpu_total_ns")),
                 process_cpu_ns=_pids(raw.get("process_cpu_ns", {})),
+                descendant_cpu_ns=_pids(raw.get("descendant_cpu_ns", {})),
                 container_cpu_ns=_counts(raw.get("container_cpu_ns", {})),
                 process_gpu_ns={str(name): _pids(times) for name, times in raw.get("process_gpu_ns", {}).items()},
             )

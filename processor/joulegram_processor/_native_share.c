@@ -10,10 +10,13 @@ enum { FINE_BITS = 32 };
 __extension__ typedef unsigned __int128 Level;
 
 typedef struct {
-    int64_t start, end, whole, available;
+    int64_t start, end, whole, available, below;
 } Slab;
 
-/* A boundary of a span; `weight` is -1 where it says no CPU time. */
+/* What stands in place of a weight: a span that says no CPU time, and one that does and is innermost. */
+enum { NO_WEIGHT = -2, STAND_BY = -1 };
+
+/* A boundary of a span. */
 typedef struct {
     int64_t instant, weight;
     int32_t place, begins;
@@ -35,7 +38,7 @@ static void *room_for(Py_ssize_t count, size_t size) {
 
 static int read_at(PyObject *tuple, Py_ssize_t at, int64_t *value) { return read_integer(PyTuple_GetItem(tuple, at), value); }
 
-/* Slabs as (start, end, (uJ by kind), (uJ available by kind)). */
+/* Slabs as (start, end, (uJ by kind), (uJ available by kind), (uJ of descendants by kind)). */
 static int read_slabs(PyObject *list, int kind, Work *work) {
     Wide sum = 0;
     work->slab_count = PyList_Size(list);
@@ -47,9 +50,11 @@ static int read_slabs(PyObject *list, int kind, Work *work) {
         if (status == TAKEN) status = read_at(item, 1, &slab->end);
         if (status == TAKEN) status = read_at(PyTuple_GetItem(item, 2), kind, &slab->whole);
         if (status == TAKEN) status = read_at(PyTuple_GetItem(item, 3), kind, &slab->available);
+        if (status == TAKEN) status = read_at(PyTuple_GetItem(item, 4), kind, &slab->below);
         if (status != TAKEN) return status;
         sum += slab->available;
         if (slab->whole < 0 || slab->whole >= MAX_UJ || slab->available < 0 || slab->available >= MAX_UJ) return REFUSED;
+        if (slab->below < 0 || slab->below >= MAX_UJ) return REFUSED;
         if (slab->end <= slab->start || slab->end - slab->start >= MAX_WIDTH || sum >= (Wide)1 << 60) return REFUSED;
     }
     return TAKEN;
@@ -85,13 +90,13 @@ static int read_parts(PyObject *list, Work *work) {
     if ((work->events = room_for(2 * count, sizeof *work->events)) == NULL) return FAILED;
     for (Py_ssize_t at = 0; at < count; at++) {
         PyObject *part = PyList_GetItem(list, at), *weight = PyTuple_GetItem(part, 3);
-        int64_t start, end, index, known = -1;
+        int64_t start, end, index, known = NO_WEIGHT;
         int status = read_at(part, 0, &start);
         if (status == TAKEN) status = read_at(part, 1, &end);
         if (status == TAKEN) status = read_at(part, 2, &index);
         if (status == TAKEN && weight != Py_None) {
             status = read_integer(weight, &known);
-            if (status == TAKEN && (known < 0 || known > (int64_t)1 << FINE_BITS)) status = REFUSED;
+            if (status == TAKEN && (known < STAND_BY || known > (int64_t)1 << FINE_BITS)) status = REFUSED;
         }
         if (status != TAKEN) return status;
         if (index < 0 || index >= work->index_count || work->places[index] < 0 || end <= start) return REFUSED;
@@ -104,15 +109,44 @@ static int read_parts(PyObject *list, Work *work) {
 
 /* What is open, and what each unit of it has had since the beginning. */
 typedef struct {
-    Level by_weight, equal;
-    int64_t weights, others;
+    Level by_weight, by_other, by_waiting;
+    int64_t weights, others, waiting;
 } Sweep;
 
 static void step(Sweep *sweep, const Event *event, Work *work) {
-    Level level = event->weight < 0 ? sweep->equal << FINE_BITS : sweep->by_weight * (Level)event->weight;
+    int64_t sign = event->begins ? 1 : -1;
+    Level level;
+    if (event->weight == NO_WEIGHT) {
+        sweep->others += sign;
+        level = sweep->by_other << FINE_BITS;
+    } else if (event->weight == STAND_BY) {
+        sweep->waiting += sign;
+        level = sweep->by_waiting << FINE_BITS;
+    } else {
+        sweep->weights += sign * event->weight;
+        level = sweep->by_weight * (Level)event->weight;
+    }
     work->fine[event->place] += event->begins ? (Level)0 - level : level;
-    if (event->weight < 0) sweep->others += event->begins ? 1 : -1;
-    else sweep->weights += event->begins ? event->weight : -event->weight;
+}
+
+/* Step 3: of what is `left`, what is given. */
+static Wide give(Sweep *sweep, Wide spent, Wide left, Wide below) {
+    Wide given = 0;
+    if (sweep->weights) {
+        Wide wanted = (spent * sweep->weights) >> FINE_BITS;
+        sweep->by_weight += (Level)(wanted < left ? spent : (left << FINE_BITS) / sweep->weights);
+        given = wanted < left ? wanted : left;
+        left -= given;
+    }
+    if (sweep->others) {
+        sweep->by_other += (Level)(left / sweep->others);
+        given += left / sweep->others * sweep->others;
+    } else if (sweep->waiting) {
+        Wide each = (left < below ? left : below) / sweep->waiting;
+        sweep->by_waiting += (Level)each;
+        given += each * sweep->waiting;
+    }
+    return given;
 }
 
 /* Steps 3 and 4: fills `fine` and the list of what was given by slab; the whole of it, or -1 with an error set or not. */
@@ -125,8 +159,10 @@ static int64_t sweep_slabs(Work *work, PyObject *given, int *status) {
     *status = TAKEN;
     for (Py_ssize_t each = 0; each < work->slab_count; each++) {
         const Slab *slab = &work->slabs[each];
-        Wide width = slab->end - slab->start, whole = (Wide)slab->whole << FINE_BITS;
-        Wide available = (Wide)slab->available << FINE_BITS, whole_until = 0, available_until = 0;
+        const Wide width = slab->end - slab->start;
+        const Wide ends[3] = {(Wide)slab->whole << FINE_BITS, (Wide)slab->available << FINE_BITS,
+                              (Wide)slab->below << FINE_BITS};
+        Wide until[3] = {0}, parts[3];
         for (int64_t now = slab->start; now < slab->end;) {
             while (at < work->event_count && work->events[at].instant <= now) step(&sweep, &work->events[at++], work);
             if (sweep.weights >= MAX_WEIGHTS) {
@@ -134,29 +170,19 @@ static int64_t sweep_slabs(Work *work, PyObject *given, int *status) {
                 return -1;
             }
             now = at < work->event_count && work->events[at].instant < slab->end ? work->events[at].instant : slab->end;
-            Wide until = available * (now - slab->start) / width, left = until - available_until;
-            available_until = until;
-            until = whole * (now - slab->start) / width;
-            Wide spent = until - whole_until;
-            whole_until = until;
-            if (sweep.weights) {
-                Wide wanted = (spent * sweep.weights) >> FINE_BITS;
-                sweep.by_weight += (Level)(wanted < left ? spent : (left << FINE_BITS) / sweep.weights);
-                if (wanted > left) wanted = left;
-                running += wanted;
-                left -= wanted;
+            for (int at_end = 0; at_end < 3; at_end++) {
+                Wide reached = ends[at_end] * (now - slab->start) / width;
+                parts[at_end] = reached - until[at_end];
+                until[at_end] = reached;
             }
-            if (sweep.others) {
-                sweep.equal += (Level)(left / sweep.others);
-                running += left / sweep.others * sweep.others;
-            }
+            running += give(&sweep, parts[0], parts[1], parts[2]);
         }
-        int64_t until = (int64_t)((running + half) >> FINE_BITS);
-        PyObject *part = PyLong_FromLongLong(until - whole_given);
+        int64_t rounded_up = (int64_t)((running + half) >> FINE_BITS);
+        PyObject *part = PyLong_FromLongLong(rounded_up - whole_given);
         if (part == NULL || PyList_Append(given, part) < 0) *status = FAILED;
         Py_XDECREF(part);
         if (*status != TAKEN) return -1;
-        whole_given = until;
+        whole_given = rounded_up;
     }
     while (at < work->event_count) step(&sweep, &work->events[at++], work);
     return whole_given;

@@ -28,7 +28,7 @@ from operator import eq, not_
 from typing import TYPE_CHECKING, Any
 
 from joulegram_processor import native
-from joulegram_processor.attribution_cpu import FINE_BITS, Part, ScopeCpu, divide
+from joulegram_processor.attribution_cpu import FINE_BITS, STAND_BY, Part, ScopeCpu, divide
 from joulegram_processor.claims import Claims
 from joulegram_processor.intervals import subtract, union
 from joulegram_processor.scopes import BY_SPAN, HOST
@@ -226,10 +226,15 @@ def _attribute_by_cpu(
                     length = spans.ends[index] - spans.starts[index]
                     weight = cpu.weight(spans.cpu_ns[index] * (end - start) // length, start, end)
                     parts.append((start, end, index, weight))
-    with_gpu = any(row.kinds[2] for row in store.overlapping(min(spans.starts), max(spans.ends)))
+    rows = list(store.overlapping(min(spans.starts), max(spans.ends)))
+    with_gpu = any(row.kinds[2] for row in rows)
+    with_descendants = {scope for row in rows for scope in row.below_ns}
     for scope, pieces in by_scope.items():
         equal = [(*piece, None) for piece in pieces if piece[0] < piece[1]]
-        cpu_parts.setdefault(scope, []).extend([part for part in equal if part[2] not in spans.cpu_ns])
+        parts = cpu_parts.setdefault(scope, [])
+        parts += [part for part in equal if part[2] not in spans.cpu_ns]
+        if scope in with_descendants:
+            parts += [(*part[:3], STAND_BY) for part in equal if part[2] in spans.cpu_ns]
         if with_gpu:  # else there is nothing to share, and what is open for it is open for CPU energy
             for part in equal:
                 gpu_parts.setdefault(spans.boards.get(part[2], scope), []).append(part)

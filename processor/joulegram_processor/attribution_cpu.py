@@ -15,8 +15,9 @@ Procedure, for one scope:
     2. Slabs: the time any span is open, cut at ticks and at time given before. Each has an energy (the pot's) and what
        of it is available: all of it where nobody had that time, the leftover where somebody had, else nothing.
     3. Between two boundaries of spans, with W the sum of the open weights: each weighted span gets energy x weight, or,
-       where that is more than is available, available x weight / W. The rest is divided by the number of the others;
-       where there are none it is left.
+       where that is more than is available, available x weight / W. The rest is divided by the number of the others.
+       Where there are none, the part of it that the process's descendants spent is divided by the number of weighted
+       spans that are innermost: a command that a span waits for runs on no thread of its own. What remains is left.
     4. Round: as in attribution.py, step 6. Per slab, what is left is what was available less what was given, where the
        given is cut by rounding its running sum.
     5. Claim the time, and keep what is left.
@@ -25,13 +26,14 @@ Procedure, for one scope:
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from joulegram_processor import native
 from joulegram_processor.intervals import Interval, union
-from joulegram_processor.rows import Triple, cut
+from joulegram_processor.rows import ZERO, Triple, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,16 +49,21 @@ HALF = ONE >> 1
 
 
 Part = tuple[int, int, int, int | None]
-"""A span for some time in a scope: start, end, index, and weight in units of 2**-32, None where it says no CPU time."""
+"""A span for some time in a scope: start, end, index, and weight in units of 2**-32; None where it says no CPU time,
+`STAND_BY` where it does and is innermost."""
+
+STAND_BY = -1
+"""Has a part in what descendants spent, where no span is open that says no CPU time."""
 
 
 class Slab(NamedTuple):
-    """Time in which energy is uniform: the pot's, and what of it nobody has."""
+    """Time in which energy is uniform: the pot's, what of it nobody has, and what descendants spent of that."""
 
     start: int
     end: int
     whole: Triple
     available: Triple
+    below: Triple
 
 
 Shares = tuple[list[int], list[int]]
@@ -102,16 +109,22 @@ class ScopeCpu:
 
 def slabs_of(store: EnergyStore, scope: int, claims: Claims, busy: Iterable[Interval]) -> list[Slab]:
     """Step 2; slabs in which nothing is available are left out."""
-    slabs: list[Slab] = []
+    found: list[Slab] = []
     for low, high in busy:
         for row in store.overlapping(low, high):
             start, end, pot = max(low, row.start_ns), min(high, row.end_ns), row.pot(scope)
-            pieces: list[Leftover] = [(*free, cut(row, pot, *free)) for free in claims.left(start, end)]
-            pieces += claims.left_within(start, end)
-            pieces.sort()
-            slabs += [
-                Slab(begin, until, cut(row, pot, begin, until), left) for begin, until, left in pieces if any(left)
+            below, spent = row.below_ns.get(scope, 0), row.cpu_ns.get(scope, 0)
+            for free in claims.left(start, end):
+                whole = cut(row, pot, *free)
+                part = (whole[0] * below // spent, whole[1] * below // spent, 0) if below else ZERO
+                found.append(Slab(*free, whole, whole, part))
+            # Of what was left over nobody knows any more who spent it.
+            found += [
+                Slab(begin, until, cut(row, pot, begin, until), left, ZERO)
+                for begin, until, left in claims.left_within(start, end)
             ]
+    slabs = [slab for slab in found if slab.available != ZERO]
+    slabs.sort()
     return slabs
 
 
@@ -132,43 +145,81 @@ def share_in_python(slabs: list[Slab], parts: list[Part], order: list[int], kind
     events.sort(key=itemgetter(0))
     fine = dict.fromkeys(order, 0)
     given: list[int] = []
-    by_weight = equal = weights = others = 0
+    open_now = _Open()
     running = whole_given = 0
     at, last = 0, len(events)
-    for low, high, wholes, availables in slabs:
-        width, now = high - low, low
-        whole, available = wholes[kind] << FINE_BITS, availables[kind] << FINE_BITS
-        whole_until = available_until = 0
-        while now < high:
+    for slab in slabs:
+        now, until = slab.start, (0, 0, 0)
+        while now < slab.end:
             while at < last and events[at][0] <= now:
-                _, index, weight, begins = events[at]
+                open_now.turn(events[at], fine)
                 at += 1
-                level = equal << FINE_BITS if weight is None else by_weight * weight
-                fine[index] += -level if begins else level
-                if weight is None:
-                    others += 1 if begins else -1
-                else:
-                    weights += weight if begins else -weight
-            now = min(events[at][0], high) if at < last else high
-            left, available_until = -available_until, available * (now - low) // width
-            left += available_until
-            spent, whole_until = -whole_until, whole * (now - low) // width
-            spent += whole_until
-            if weights:
-                wanted = spent * weights >> FINE_BITS
-                by_weight += spent if wanted < left else (left << FINE_BITS) // weights
-                wanted = min(wanted, left)
-                running += wanted
-                left -= wanted
-            if others:
-                equal += left // others
-                running += left // others * others
+            now = min(events[at][0], slab.end) if at < last else slab.end
+            before, until = until, _until(slab, kind, now)
+            running += open_now.give(until[0] - before[0], until[1] - before[1], until[2] - before[2])
         given.append((running + HALF >> FINE_BITS) - whole_given)
         whole_given = running + HALF >> FINE_BITS
-    for _, index, weight, begins in events[at:]:
-        level = equal << FINE_BITS if weight is None else by_weight * weight
-        fine[index] += -level if begins else level
+    for event in events[at:]:
+        open_now.turn(event, fine)
     return _rounded([fine[index] >> FINE_BITS for index in order], whole_given), given
+
+
+Event = tuple[int, int, int | None, bool]
+"""Instant, index of the span, its weight, and whether it begins."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """The spans open at an instant, by kind of part, and what each unit of them has had since the beginning."""
+
+    weights: int = 0
+    others: int = 0
+    waiting: int = 0
+    by_weight: int = 0
+    by_other: int = 0
+    by_waiting: int = 0
+
+    def turn(self, event: Event, fine: dict[int, int]) -> None:
+        """Let a span begin or end; what it had meanwhile comes to `fine`, in units of 2**-64 uJ."""
+        _, index, weight, begins = event
+        sign = 1 if begins else -1
+        if weight is None:
+            self.others += sign
+            level = self.by_other << FINE_BITS
+        elif weight == STAND_BY:
+            self.waiting += sign
+            level = self.by_waiting << FINE_BITS
+        else:
+            self.weights += sign * weight
+            level = self.by_weight * weight
+        fine[index] -= sign * level
+
+    def give(self, spent: int, left: int, below: int) -> int:
+        """Step 3, in units of 2**-32 uJ: of `left` that is available, what is given."""
+        given = 0
+        if self.weights:
+            wanted = spent * self.weights >> FINE_BITS
+            self.by_weight += spent if wanted < left else (left << FINE_BITS) // self.weights
+            given = min(wanted, left)
+            left -= given
+        if self.others:
+            self.by_other += left // self.others
+            given += left // self.others * self.others
+        elif self.waiting:
+            each = min(left, below) // self.waiting
+            self.by_waiting += each
+            given += each * self.waiting
+        return given
+
+
+def _until(slab: Slab, kind: int, instant: int) -> Triple:
+    """What the slab had until an instant: the pot's, available, and of descendants, in units of 2**-32 uJ."""
+    width, past = slab.end - slab.start, instant - slab.start
+    return (
+        (slab.whole[kind] << FINE_BITS) * past // width,
+        (slab.available[kind] << FINE_BITS) * past // width,
+        (slab.below[kind] << FINE_BITS) * past // width,
+    )
 
 
 def _rounded(fine: list[int], given: int) -> list[int]:

@@ -43,6 +43,7 @@ class Row:
         host: the pot of everything that no scope of its own spent.
         processes: the pot of each scope of its own: named processes, and containers, pods and boards that a span named.
         cpu_ns: CPU time by scope, the host's rest under `HOST`.
+        below_ns: the part of it that a named process's descendants spent, which no thread of its own did.
         detail: pots by key that lie in another's: what nobody has named yet, and containers of a pod that is named.
     """
 
@@ -55,6 +56,7 @@ class Row:
     host: Triple
     processes: dict[int, Triple] = field(default_factory=dict)
     cpu_ns: dict[int, int] = field(default_factory=dict)
+    below_ns: dict[int, int] = field(default_factory=dict)
     detail: dict[str, Pot] = field(default_factory=dict)
 
     def pot(self, scope: int) -> Triple:
@@ -110,6 +112,7 @@ class Row:
             host=cut(self, self.host, start_ns, self.end_ns),
             processes={scope: cut(self, pot, start_ns, self.end_ns) for scope, pot in self.processes.items()},
             cpu_ns={scope: spent - spent * past // width for scope, spent in self.cpu_ns.items()},
+            below_ns={scope: spent - spent * past // width for scope, spent in self.below_ns.items()},
             detail={},  # parts of a pot that are cut one by one may add up to more than the pot that is cut
         )
 
@@ -176,6 +179,11 @@ def split_tick(tick: Tick, domains: dict[str, Domain], method: Method, reason: s
         host=(sum(pots[0][len(named) :]), sum(pots[1][len(named) :]), sum(boards.values())),
         processes=processes,
         cpu_ns={HOST: sum(shares[len(named) :]), **{pid: shares[at] for at, pid in enumerate(named)}},
+        below_ns={
+            pid: min(spent, tick.process_cpu_ns[pid])
+            for pid, spent in tick.descendant_cpu_ns.items()
+            if pid in tick.process_cpu_ns
+        },
         detail=detail,
     )
 

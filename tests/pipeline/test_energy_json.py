@@ -26,6 +26,7 @@ TICKS = st.builds(
     cpu_busy_ns=st.none() | COUNTS,
     cpu_total_ns=st.none() | COUNTS,
     process_cpu_ns=st.dictionaries(st.integers(min_value=1, max_value=2**22), COUNTS, max_size=3),
+    descendant_cpu_ns=st.dictionaries(st.integers(min_value=1, max_value=2**22), COUNTS, max_size=3),
     container_cpu_ns=st.dictionaries(NAMES, COUNTS, max_size=3),
     process_gpu_ns=st.dictionaries(
         NAMES, st.dictionaries(st.integers(min_value=0, max_value=2**22), COUNTS, max_size=3), max_size=2
@@ -124,6 +125,7 @@ BAD_TICKS: dict[str, dict[str, Any]] = {
     "CPU time that is true": {"cpu_total_ns": True},
     "a process that is no number": {"process_cpu_ns": {"self": 1}},
     "a process below 0": {"process_cpu_ns": {"-1": 1}},
+    "a process with descendants below 0": {"descendant_cpu_ns": {"1": -1}},
     "a container below 0": {"container_cpu_ns": {"container/a": -1}},
     "a container without a time": {"container_cpu_ns": {"container/a": None}},
     "GPU times that are a list": {"process_gpu_ns": {"gpu/a": [1]}},

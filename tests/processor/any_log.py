@@ -133,6 +133,7 @@ def logs(draw: st.DrawFn) -> Log:
                         busy_ns=2 * S,
                         total_ns=4 * S,
                         processes=named,
+                        descendants={pid: draw(st.integers(0, S)) for pid in PIDS if draw(st.booleans())},
                         gpu_uj=draw(st.sampled_from([None, 7_000_001])),
                         containers={key: draw(st.integers(0, S)) for key in LEAVES if draw(st.booleans())},
                         on_gpu={pid: draw(st.integers(0, S)) for pid in (0, 11) if draw(st.booleans())},

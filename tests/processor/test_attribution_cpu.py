@@ -124,6 +124,44 @@ def test_a_late_span_that_does_not_say_shares_what_was_left() -> None:
     assert claimed[PID].leftovers == [(500, 1000, (300, 0, 0))]
 
 
+def waited_for(uj: int, *, process_ns: int, descendants_ns: int) -> EnergyStore:
+    """A tick in which children of the process spent a part."""
+    return store_of(
+        tick(
+            1,
+            0,
+            W,
+            cpu_uj=uj,
+            static_uj=0,
+            busy_ns=process_ns,
+            total_ns=2 * W,
+            processes={PID: process_ns},
+            descendants={PID: descendants_ns},
+        )
+    )
+
+
+def test_a_span_that_waits_for_a_command_has_what_the_command_spent() -> None:
+    """It ran on no thread of the process: the span that is open has it, though its own threads slept."""
+    store, claimed = waited_for(1000, process_ns=1000, descendants_ns=800), dict[int, "Claims"]()
+    assert given_to(store, columns((0, W, 0)), claimed) == [800]
+    assert claimed[PID].leftovers == [(0, W, (200, 0, 0))]
+
+
+def test_spans_that_are_innermost_share_what_descendants_spent() -> None:
+    """Beside what they spent themselves, equally; a span around another has no part in it."""
+    store = waited_for(1000, process_ns=1000, descendants_ns=400)
+    spans = columns((0, W, 100), (0, W, 300), (0, W, 200))
+    spans.parents[0] = spans.keys[1]  # the second is around the first
+    assert given_to(store, spans) == [100 + 200, 300, 200 + 200]
+
+
+def test_a_span_that_does_not_say_has_what_descendants_spent() -> None:
+    """It is the one that may have spent anything."""
+    store = waited_for(1000, process_ns=1000, descendants_ns=400)
+    assert given_to(store, columns((0, W, 100), (0, W, None))) == [100, 900]
+
+
 def test_without_a_named_process_the_whole_host_is_the_measure() -> None:
     """On the host's pot a span gets the part its CPU time is of all that was spent there."""
     store = store_of(tick(1, 0, W, cpu_uj=900, static_uj=0, busy_ns=900, total_ns=2 * W))
@@ -191,6 +229,7 @@ def stores(draw: st.DrawFn) -> EnergyStore:
                 busy_ns=None if spent is None else MS * (spent + draw(st.integers(0, W))),
                 total_ns=None if spent is None else 4 * MS * W,
                 processes={} if spent is None else {PID: MS * spent},
+                descendants={} if spent is None else {PID: draw(st.sampled_from((0, 0, MS * spent // 3)))},
             )
         )
         at += width + draw(st.sampled_from((0, 0, 77)))

@@ -27,7 +27,8 @@ def slabs(draw: st.DrawFn) -> list[Slab]:
         start = at + draw(st.sampled_from([0, 0, 7]))
         at = start + draw(st.sampled_from([1, 5, 30, 10**9, 2**40]))
         whole = (draw(UJ), draw(UJ), draw(UJ))
-        out.append(Slab(start, at, whole, draw(st.sampled_from([whole, (3, 0, 10**6)]))))
+        below = draw(st.sampled_from([(0, 0, 0), (0, 0, 0), (2, 9, 10**8)]))
+        out.append(Slab(start, at, whole, draw(st.sampled_from([whole, (3, 0, 10**6)])), below))
     return out
 
 
@@ -63,13 +64,10 @@ def test_share_answers_for_an_ordinary_second(kind: int) -> None:
     module = native.LOADED
     assert module is not None
     second = 10**9
-    made = [
-        Slab(at * second, (at + 1) * second, (50_000_001, 7, 300), (50_000_001, 7, 300) if at else (9_000, 1, 0))
-        for at in range(3)
-    ]
-    parts: list[Part] = [
-        (at * 7_000_003, at * 7_000_003 + second, at, None if at % 5 == 0 else at * ONE // 400) for at in range(300)
-    ]
+    whole = (50_000_001, 7, 300)
+    made = [Slab(at * second, (at + 1) * second, whole, whole if at else (9_000, 1, 0), (500, 0, 0)) for at in range(3)]
+    weights = [None if at % 5 == 0 else STAND_BY if at % 7 == 0 else at * ONE // 400 for at in range(300)]
+    parts: list[Part] = [(at * 7_000_003, at * 7_000_003 + second, at, weights[at]) for at in range(300)]
     order = list(range(300))
     found = module.share(made, parts, order, kind)
     assert found == share_in_python(made, parts, order, kind)
@@ -79,16 +77,17 @@ def test_share_answers_for_an_ordinary_second(kind: int) -> None:
 
 
 REFUSED: dict[str, tuple[list[Slab], list[Part], list[int]]] = {
-    "more energy than fits": ([Slab(0, 1, (2**44, 0, 0), (1, 0, 0))], [(0, 1, 0, ONE)], [0]),
-    "less than nothing": ([Slab(0, 1, (1, 0, 0), (-1, 0, 0))], [(0, 1, 0, ONE)], [0]),
-    "a slab too wide": ([Slab(0, 2**40, (1, 0, 0), (1, 0, 0))], [(0, 1, 0, ONE)], [0]),
-    "a slab without width": ([Slab(5, 5, (1, 0, 0), (1, 0, 0))], [(0, 1, 0, ONE)], [0]),
-    "a weight above one": ([Slab(0, 1, (1, 0, 0), (1, 0, 0))], [(0, 1, 0, ONE + 1)], [0]),
-    "a weight below none": ([Slab(0, 1, (1, 0, 0), (1, 0, 0))], [(0, 1, 0, -1)], [0]),
-    "a span that is not asked for": ([Slab(0, 1, (1, 0, 0), (1, 0, 0))], [(0, 1, 1, ONE)], [0]),
-    "a span without width": ([Slab(0, 1, (1, 0, 0), (1, 0, 0))], [(1, 1, 0, ONE)], [0]),
-    "an instant beyond": ([Slab(0, 1, (1, 0, 0), (1, 0, 0))], [(0, 2**62, 0, ONE)], [0]),
-    "an index below 0": ([Slab(0, 1, (1, 0, 0), (1, 0, 0))], [(0, 1, -1, ONE)], [-1]),
+    "more energy than fits": ([Slab(0, 1, (2**44, 0, 0), (1, 0, 0), (0, 0, 0))], [(0, 1, 0, ONE)], [0]),
+    "less than nothing": ([Slab(0, 1, (1, 0, 0), (-1, 0, 0), (0, 0, 0))], [(0, 1, 0, ONE)], [0]),
+    "a slab too wide": ([Slab(0, 2**40, (1, 0, 0), (1, 0, 0), (0, 0, 0))], [(0, 1, 0, ONE)], [0]),
+    "a slab without width": ([Slab(5, 5, (1, 0, 0), (1, 0, 0), (0, 0, 0))], [(0, 1, 0, ONE)], [0]),
+    "a weight above one": ([Slab(0, 1, (1, 0, 0), (1, 0, 0), (0, 0, 0))], [(0, 1, 0, ONE + 1)], [0]),
+    "a weight below any": ([Slab(0, 1, (1, 0, 0), (1, 0, 0), (0, 0, 0))], [(0, 1, 0, -2)], [0]),
+    "descendants below nothing": ([Slab(0, 1, (1, 0, 0), (1, 0, 0), (-1, 0, 0))], [(0, 1, 0, ONE)], [0]),
+    "a span that is not asked for": ([Slab(0, 1, (1, 0, 0), (1, 0, 0), (0, 0, 0))], [(0, 1, 1, ONE)], [0]),
+    "a span without width": ([Slab(0, 1, (1, 0, 0), (1, 0, 0), (0, 0, 0))], [(1, 1, 0, ONE)], [0]),
+    "an instant beyond": ([Slab(0, 1, (1, 0, 0), (1, 0, 0), (0, 0, 0))], [(0, 2**62, 0, ONE)], [0]),
+    "an index below 0": ([Slab(0, 1, (1, 0, 0), (1, 0, 0), (0, 0, 0))], [(0, 1, -1, ONE)], [-1]),
 }
 
 

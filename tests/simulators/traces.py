@@ -114,6 +114,7 @@ def tick(
     busy_ns: int | None = None,
     total_ns: int | None = None,
     processes: Mapping[int, int] | None = None,
+    descendants: Mapping[int, int] | None = None,
     containers: Mapping[str, int] | None = None,
     on_gpu: Mapping[int, int] | None = None,
     gaps: Sequence[tuple[str, str]] = (),
@@ -130,6 +131,7 @@ def tick(
         cpu_busy_ns=busy_ns,
         cpu_total_ns=total_ns,
         process_cpu_ns=dict(processes or {}),
+        descendant_cpu_ns=dict(descendants or {}),
         container_cpu_ns=dict(containers or {}),
         process_gpu_ns={} if on_gpu is None else {GPU.id: dict(on_gpu)},
     )
