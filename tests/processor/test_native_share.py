@@ -7,14 +7,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from joulegram_processor import native
-from joulegram_processor.attribution_cpu import ONE, Part, Slab, share_in_python
+from joulegram_processor.attribution_cpu import ONE, STAND_BY, Part, Slab, share_in_python
 from processor.compiled import COMPILED, no_growth
 
 pytestmark = COMPILED
 
 UJ = st.one_of(st.integers(0, 9), st.integers(0, 10**9), st.sampled_from([2**44 - 1, 2**44, 2**60, -1]))
 WEIGHTS = st.one_of(
-    st.none(), st.sampled_from([0, 1, ONE - 1, ONE]), st.integers(0, ONE), st.sampled_from([ONE + 1, -1])
+    st.none(),
+    st.sampled_from([0, 1, ONE - 1, ONE]),
+    st.integers(0, ONE),
+    st.sampled_from([ONE + 1, STAND_BY, STAND_BY, -2]),
 )
 
 
