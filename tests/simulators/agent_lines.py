@@ -28,6 +28,7 @@ TICK: Json = {
     "cpu_busy_ns": 730000000,
     "cpu_total_ns": 2000000000,
     "process_cpu_ns": {"4711": 310000000},
+    "descendant_cpu_ns": {"4711": 110000000},
     "container_cpu_ns": {"container/ab": 1, "pod/u": 2, "pod/u/container/ab": 3},
     "process_gpu_ns": {"gpu-0": {"0": 5, "4711": 6}},
 }
