@@ -220,12 +220,7 @@ def _attribute_by_cpu(
     for scope, pieces in whole.items():
         if pieces:
             cpu = ScopeCpu(store, scope, min(piece[0] for piece in pieces), max(piece[1] for piece in pieces))
-            parts = cpu_parts.setdefault(scope, [])
-            for start, end, index in pieces:
-                if start < end:
-                    length = spans.ends[index] - spans.starts[index]
-                    weight = cpu.weight(spans.cpu_ns[index] * (end - start) // length, start, end)
-                    parts.append((start, end, index, weight))
+            cpu_parts[scope] = cpu.parts(pieces, spans)
     rows = list(store.overlapping(min(spans.starts), max(spans.ends)))
     with_gpu = any(row.kinds[2] for row in rows)
     with_descendants = {scope for row in rows for scope in row.below_ns}
@@ -240,13 +235,21 @@ def _attribute_by_cpu(
                 gpu_parts.setdefault(spans.boards.get(part[2], scope), []).append(part)
     for scope in sorted(cpu_parts.keys() | gpu_parts.keys()):
         by_cpu, by_board = cpu_parts.get(scope, []), gpu_parts.get(scope, [])
-        indices = {part[2] for part in (*by_cpu, *by_board)}
-        order = [at[3] for at in sorted([(spans.starts[at], spans.ends[at], spans.keys[at], at) for at in indices])]
+        order = _by_start(spans, {part[2] for part in (*by_cpu, *by_board)})
         shares = divide(store, scope, claimed.setdefault(scope, Claims()), by_cpu, by_board, order)
         for own, gains in zip(spans.own, shares, strict=True):
             if any(gains):
                 for index, gain in zip(order, gains, strict=True):
                     own[index] += gain
+
+
+def _by_start(spans: Columns, indices: Iterable[int]) -> list[int]:
+    """By start; where any two are the same, all by start, end and id."""
+    order = sorted(indices, key=spans.starts.__getitem__)
+    starts = [spans.starts[index] for index in order]
+    if any(map(eq, starts, islice(starts, 1, None))):
+        order.sort(key=lambda index: (spans.starts[index], spans.ends[index], spans.keys[index]))
+    return order
 
 
 def _order(spans: Columns, events: list[int], shift: int) -> Iterable[int]:
@@ -268,6 +271,9 @@ def _split_at_naming(
 ) -> None:
     """Step 3: time before the process was named is shared at the host's level."""
     own = by_scope.setdefault(pid, [])
+    if named_from <= min(pieces, default=(named_from,))[0]:
+        own += pieces
+        return
     for start, end, index in pieces:
         if start >= named_from:
             own.append((start, end, index))

@@ -38,6 +38,7 @@ from joulegram_processor.rows import ZERO, Triple, cut
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from joulegram_processor.attribution import Columns
     from joulegram_processor.claims import Claims, Leftover
     from joulegram_processor.energy_store import EnergyStore
 
@@ -81,20 +82,30 @@ class ScopeCpu:
         self._until = [0, *accumulate(self._spent)]
         self._covered = [0, *accumulate(high - low for low, high in zip(self._starts, self._ends, strict=True))]
 
-    def weight(self, cpu_ns: int, start: int, end: int) -> int:
-        """Step 1, for a span that spent `cpu_ns` evenly from `start` to `end`."""
-        at = bisect_right(self._ends, start)
-        if at < len(self._ends) and self._starts[at] <= start and end <= self._ends[at]:
-            low, width = self._starts[at], self._ends[at] - self._starts[at]
-            covered = end - start
-            spent = self._spent[at]
-            whole = spent * (end - low) // width - spent * (start - low) // width
-        else:
-            covered = self._sum(self._covered, start, end)
-            whole = self._sum(self._until, start, end)
-        mine = cpu_ns * covered // (end - start)
-        whole = whole or covered
-        return min(ONE, ((mine << FINE_BITS) + whole // 2) // whole) if whole else 0
+    def parts(self, pieces: list[tuple[int, int, int]], spans: Columns) -> list[Part]:
+        """Step 1: pieces of spans that say what they spent, with their weights; those without width are left out."""
+        starts, ends, cpu = spans.starts, spans.ends, spans.cpu_ns
+        parts: list[Part] = []
+        low = high = spent = 0  # the row of the piece before, which is mostly the next one's too
+        for start, end, index in pieces:
+            if start >= end:
+                continue
+            if not (low <= start and end <= high):
+                at = bisect_right(self._ends, start)
+                if at < len(self._ends):
+                    low, high, spent = self._starts[at], self._ends[at], self._spent[at]
+            length = ends[index] - starts[index]
+            if low <= start and end <= high:
+                covered = end - start
+                whole = spent * (end - low) // (high - low) - spent * (start - low) // (high - low)
+            else:
+                covered = self._sum(self._covered, start, end)
+                whole = self._sum(self._until, start, end)
+            mine = cpu[index] if covered == length else cpu[index] * covered // length
+            whole = whole or covered
+            weight = ((mine << FINE_BITS) + whole // 2) // whole if whole else 0
+            parts.append((start, end, index, min(weight, ONE)))
+        return parts
 
     def _sum(self, until: list[int], start: int, end: int) -> int:
         return self._at(until, end) - self._at(until, start)
