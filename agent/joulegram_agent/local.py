@@ -52,6 +52,7 @@ class LocalAgent:
                 with contextlib.suppress(asyncio.CancelledError):
                     await self._task
         finally:
+            self.sampler.close()
             self.reader.close()
 
     async def ticks(self, after: int) -> TickBatch:

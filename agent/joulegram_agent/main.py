@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from joulegram_agent.cgroups import CGROUP_ROOT
 from joulegram_agent.local import LocalAgent
 from joulegram_agent.model import WATTS_IDLE, WATTS_MAX
 from joulegram_agent.sampler import Sampler
 from joulegram_agent.server import AgentServer
 from joulegram_agent.sources import open_reader
+from joulegram_pipeline.errors import ConfigError
+
+PROCESSES = ("named", "all")
+"""Which processes have a line in a tick."""
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +25,28 @@ def open_agent(
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
     dev_root: Path = Path("/dev"),
+    cgroup_root: Path = CGROUP_ROOT,
+    processes: str = "named",
     watts_idle: float = WATTS_IDLE,
     watts_max: float = WATTS_MAX,
 ) -> LocalAgent:
-    """An agent that is not entered yet; see `open_reader` for the arguments.
+    """An agent that is not entered yet.
+
+    Args:
+        source: see `open_reader`, as for the other roots and the watts.
+        sysfs_root: ``/sys``, or where the host's is mounted.
+        proc_root: ``/proc``, or where the host's is mounted.
+        dev_root: ``/dev``, or where the host's is mounted.
+        cgroup_root: ``/sys/fs/cgroup``, or where the host's is mounted.
+        processes: one of `PROCESSES`: the named with their descendants, or every one besides.
+        watts_idle: for the model, watts of an idle logical CPU.
+        watts_max: for the model, watts of a busy logical CPU.
 
     Raises:
-        ConfigError: as `open_reader`.
+        ConfigError: as `open_reader`; or `processes` is none of `PROCESSES`.
     """
+    if processes not in PROCESSES:
+        raise ConfigError("processes", processes, "one of " + ", ".join(PROCESSES))
     reader = open_reader(
         source,
         sysfs_root=sysfs_root,
@@ -36,7 +55,8 @@ def open_agent(
         watts_idle=watts_idle,
         watts_max=watts_max,
     )
-    return LocalAgent(reader, Sampler(reader, proc_root=proc_root))
+    sampler = Sampler(reader, proc_root=proc_root, cgroup_root=cgroup_root, every_process=processes == "all")
+    return LocalAgent(reader, sampler)
 
 
 async def run_agent(
@@ -46,6 +66,8 @@ async def run_agent(
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
     dev_root: Path = Path("/dev"),
+    cgroup_root: Path = CGROUP_ROOT,
+    processes: str = "named",
     watts_idle: float = WATTS_IDLE,
     watts_max: float = WATTS_MAX,
 ) -> None:
@@ -57,6 +79,8 @@ async def run_agent(
         sysfs_root: ``/sys``, or where the host's is mounted.
         proc_root: ``/proc``, or where the host's is mounted.
         dev_root: ``/dev``, or where the host's is mounted.
+        cgroup_root: ``/sys/fs/cgroup``, or where the host's is mounted.
+        processes: see `open_agent`.
         watts_idle: for the model, watts of an idle logical CPU.
         watts_max: for the model, watts of a busy logical CPU.
 
@@ -70,6 +94,8 @@ async def run_agent(
         sysfs_root=sysfs_root,
         proc_root=proc_root,
         dev_root=dev_root,
+        cgroup_root=cgroup_root,
+        processes=processes,
         watts_idle=watts_idle,
         watts_max=watts_max,
     )

@@ -7,6 +7,8 @@ Invariants:
       (D-29);
     * if the wall clock fell back behind the last tick, no window can follow without overlap: a new epoch
       begins;
+    * CPU time of the machine, of named processes and of cgroups is read when the energy of the window is, so that no
+      share of it goes by what was spent in another;
     * deadlines are counted from the window's opening. Those that passed while a read was slow or the process
       did not run are skipped, not made up for: what was missed becomes one long tick.
 """
@@ -20,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from joulegram_agent.cgroups import Cgroups
 from joulegram_agent.counters import MAX_POWER_W, Accumulator
 from joulegram_agent.cpu import CpuTimes, MachineCpu
+from joulegram_agent.every_process import EveryProcess
 from joulegram_agent.processes import ProcessTrees
 from joulegram_pipeline.clock import Clock, SystemClock
 from joulegram_pipeline.energy import PUBLISH_S, Gap, Tick, TickBatch
@@ -74,6 +78,8 @@ class Sampler:
     Args:
         reader: the source; the caller closes it.
         proc_root: ``/proc``, or where the host's is mounted.
+        cgroup_root: ``/sys/fs/cgroup``, or where the host's is mounted; None reads no cgroups.
+        every_process: every process that spent CPU time has a line in a tick, not only the named.
         clock: the clocks.
         sample_s: seconds between reads of the counters.
         ring_s: for how many seconds published ticks are kept.
@@ -85,12 +91,16 @@ class Sampler:
         reader: Reader,
         *,
         proc_root: Path = Path("/proc"),
+        cgroup_root: Path | None = None,
+        every_process: bool = False,
         clock: Clock | None = None,
         sample_s: float = SAMPLE_S,
         ring_s: int = RING_S,
         max_power_w: int = MAX_POWER_W,
     ) -> None:
-        self.trees = ProcessTrees(proc_root)
+        self.cgroups = None if cgroup_root is None else Cgroups(cgroup_root)
+        self.trees = ProcessTrees(proc_root, tells_containers=self.reads_containers)
+        self.every_process = EveryProcess(proc_root, tells_containers=self.reads_containers) if every_process else None
         self.ring_s = ring_s
         self._reader = reader
         self._clock = clock or SystemClock()
@@ -112,6 +122,11 @@ class Sampler:
     def totals(self) -> Totals:
         """Counts as of the last published tick, so that asking often shows nothing finer than it."""
         return self._totals
+
+    @property
+    def reads_containers(self) -> bool:
+        """Whether there are cgroups to read, so that ticks may hold `container_cpu_ns`."""
+        return self.cgroups is not None and self.cgroups.hierarchy is not None
 
     @property
     def published(self) -> tuple[Tick, ...]:
@@ -184,6 +199,22 @@ class Sampler:
     def _make_edge(self, reading: Reading, wall_ns: int, mono_ns: int) -> _Edge:
         return _Edge(wall_ns, mono_ns, self._machine.read(), reading.static_uj)
 
+    def _shares(self) -> tuple[dict[int, int], dict[str, int]]:
+        """CPU time of the window that ends now, by process and by container; they are disjoint."""
+        processes, self._process_ns = self._process_ns, {}
+        if self.every_process is not None:
+            processes |= self.every_process.window(processes, self.trees.take_members())
+        if self.cgroups is None:
+            return processes, {}
+        return processes, self.cgroups.window(self.trees.take_contained())
+
+    def close(self) -> None:
+        """Close the files that are kept open; the reader is its owner's."""
+        self.trees.close()
+        for part in (self.cgroups, self.every_process):
+            if part is not None:
+                part.close()
+
     def _begin(self, edge: _Edge) -> None:
         """Begin an epoch."""
         self._epoch = f"{self._boot_id}-{edge.mono_ns}"
@@ -191,6 +222,11 @@ class Sampler:
         self._ring.clear()
         self._edge = edge
         self._process_ns = {}
+        self.trees.take_contained()
+        if self.every_process is not None:
+            self.every_process.open()
+        if self.cgroups is not None:
+            self.cgroups.open()
 
     def _publish(self, start: _Edge, end: _Edge) -> Tick | None:
         step_ns = (end.wall_ns - start.wall_ns) - (end.mono_ns - start.mono_ns)
@@ -200,6 +236,7 @@ class Sampler:
             self._begin(end)
             return None
         cpu_busy_ns, cpu_total_ns = _cpu_between(start, end)
+        processes, containers = self._shares()
         self._seq += 1
         tick = Tick(
             seq=self._seq,
@@ -210,9 +247,9 @@ class Sampler:
             gaps=gaps,
             cpu_busy_ns=cpu_busy_ns,
             cpu_total_ns=cpu_total_ns,
-            process_cpu_ns=self._process_ns,
+            process_cpu_ns=processes,
+            container_cpu_ns=containers,
         )
-        self._process_ns = {}
         self._ring.append(tick)
         self._edge = end
         self._totals = Totals(

@@ -108,7 +108,9 @@ class FakeProc:
         if waited and parent is not None:
             parent.waited += ended.own + ended.waited
             self._write(parent.pid)
-        (self.root / str(pid) / "stat").unlink()
+        stat = self.root / str(pid) / "stat"
+        stat.write_bytes(b"")  # who has it open reads nothing from now on: the kernel says ESRCH
+        stat.unlink()
         self._write_children()
 
     def _write(self, pid: int) -> None:

@@ -1,0 +1,152 @@
+"""What ``/proc/<pid>`` says of a process: its counts, its parent, its children, the container it runs in.
+
+Source: proc(5), ``/proc/<pid>/stat`` (fields 4 ppid, 14 to 17 utime, stime, cutime, cstime, 22 starttime),
+``/proc/<pid>/task/<tid>/children``, and cgroups(7), ``/proc/<pid>/cgroup``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from joulegram_agent.container_ids import container_key, process_path
+from joulegram_agent.kept import KeptFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+    from pathlib import Path
+
+_STAT_SIZE = 2_048
+_SIZE = 65_536
+_MAX_KEYS = 4_096
+
+
+@dataclass(slots=True)
+class Seen:
+    """A process at one instant.
+
+    Args:
+        parent: its pid.
+        started: jiffies from boot to its start; with the pid, who it is.
+        jiffies: CPU time of its own and of the children it waited for, user and system.
+        root: the named process whose tree it is in; None once it left every tree.
+        container: key of the container or pod it runs in.
+    """
+
+    parent: int
+    started: int
+    jiffies: int
+    root: int | None = None
+    container: str | None = None
+
+
+class ProcessFiles:
+    """Reads the files of processes; what cannot be read is None or empty, as the process may have ended.
+
+    Args:
+        proc_root: ``/proc``, or where the host's is mounted.
+    """
+
+    def __init__(self, proc_root: Path) -> None:
+        self._proc = str(proc_root)
+        self._stats = KeptFiles(_STAT_SIZE)
+        self._pids: dict[int, str] = {}
+        self._keys: dict[bytes, str | None] = {}
+
+    def pids(self) -> list[int]:
+        """Every process there is."""
+        try:
+            return [int(name) for name in os.listdir(self._proc) if name.isdecimal()]  # noqa: PTH208 - names are enough
+        except OSError:
+            return []
+
+    def stat(self, pid: int) -> Seen | None:
+        """Its counts now, by a descriptor that is kept until the process is gone."""
+        path = self._pids.get(pid)
+        if path is not None:
+            seen = self._parsed(path)
+            if seen is not None:
+                return seen
+            self._let_go(pid)  # it is gone; another may have its number
+        path = f"{self._proc}/{pid}/stat"
+        seen = self._parsed(path)
+        if seen is not None:
+            self._pids[pid] = path
+        return seen
+
+    def stat_once(self, pid: int) -> Seen | None:
+        """As `stat`, without keeping anything open."""
+        return _parse(_read(f"{self._proc}/{pid}/stat"))
+
+    def keep_only(self, pids: Container[int]) -> None:
+        """Close the files of all others."""
+        for pid in [pid for pid in self._pids if pid not in pids]:
+            self._let_go(pid)
+
+    def lists_children(self, pid: int) -> bool:
+        """Whether the kernel lists children; it must be built for it."""
+        return os.access(f"{self._proc}/{pid}/task/{pid}/children", os.F_OK)
+
+    def children(self, pid: int) -> list[int]:
+        """Children by the kernel's own lists, one for each thread; those of a process that ended are orphans now."""
+        folder = f"{self._proc}/{pid}/task"
+        try:
+            threads = os.listdir(folder)  # noqa: PTH208 - names are enough
+        except OSError:
+            return []
+        found: list[int] = []
+        for thread in threads:
+            found += [int(child) for child in _read(f"{folder}/{thread}/children").split() if child.isdigit()]
+        return found
+
+    def container(self, pid: int) -> str | None:
+        """Key of the container or pod it runs in now."""
+        lines = _read(f"{self._proc}/{pid}/cgroup")
+        if lines not in self._keys:
+            if len(self._keys) >= _MAX_KEYS:
+                self._keys.clear()
+            path = process_path(lines)
+            self._keys[lines] = None if path is None else container_key(path)
+        return self._keys[lines]
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._stats.close()
+        self._pids.clear()
+
+    def _parsed(self, path: str) -> Seen | None:
+        try:
+            return _parse(self._stats.read(path))
+        except OSError:
+            return None
+
+    def _let_go(self, pid: int) -> None:
+        self._stats.let_go(self._pids.pop(pid))
+
+
+def _parse(data: bytes) -> Seen | None:
+    try:
+        # The name in brackets may hold brackets and spaces; what follows the last bracket is fixed.
+        fields = data[data.rindex(b")") + 1 :].split(None, 20)
+        return Seen(
+            int(fields[1]), int(fields[19]), int(fields[11]) + int(fields[12]) + int(fields[13]) + int(fields[14])
+        )
+    except (ValueError, IndexError):
+        return None
+
+
+def _read(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    parts: list[bytes] = []
+    try:
+        while part := os.read(fd, _SIZE):  # the kernel gives lists a page at a time
+            parts.append(part)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+    return b"".join(parts)
