@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from joulegram_agent import DEFAULT_SOCKET
 from joulegram_agent.cgroups import CGROUP_ROOT
 from joulegram_agent.local import LocalAgent
 from joulegram_agent.model import WATTS_IDLE, WATTS_MAX
@@ -60,7 +61,7 @@ def open_agent(
 
 
 async def run_agent(
-    socket: Path,
+    socket: Path = DEFAULT_SOCKET,
     source: str = "auto",
     *,
     sysfs_root: Path = Path("/sys"),

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from joulegram_agent import DEFAULT_SOCKET
-from joulegram_pipeline.errors import ConfigError, JoulegramError
 
-OK, FAILED, USAGE = 0, 1, 2
+OK, FAILED = 0, 1
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -22,11 +21,22 @@ SourceFlag = Annotated[
 SysfsFlag = Annotated[
     Path | None, typer.Option("--sysfs-root", help="Where /sys is, or a copy of it.", show_default="/sys")
 ]
+ProcFlag = Annotated[
+    Path | None, typer.Option("--proc-root", help="Where /proc is, or a copy of it.", show_default="/proc")
+]
+CgroupFlag = Annotated[
+    Path | None,
+    typer.Option("--cgroup-root", help="Where /sys/fs/cgroup is, or a copy of it.", show_default="/sys/fs/cgroup"),
+]
+ProcessesFlag = Annotated[
+    str | None,
+    typer.Option("--processes", help="named: those a client asked for; all: every one.", show_default="named"),
+]
 
 AGENT_HELP = """Measure the node's energy and serve it on a Unix socket.
 
-The privileged part: it reads energy counters and needs to read nothing else. Where there are none it models, and
-says so.
+The privileged part: it reads energy counters, and the CPU time of processes and cgroups, and needs to read nothing
+else. Where there are no counters it models, and says so.
 
 Example:
 
@@ -53,27 +63,40 @@ def agent(
     socket: Annotated[Path, typer.Option("--socket", help="Path of the socket; its mode is 0660.")] = DEFAULT_SOCKET,
     source: SourceFlag = None,
     sysfs_root: SysfsFlag = None,
+    proc_root: ProcFlag = None,
+    cgroup_root: CgroupFlag = None,
+    processes: ProcessesFlag = None,
 ) -> None:
     """See AGENT_HELP."""
     if context.invoked_subcommand is not None:
         return
-    from joulegram_service.serve import measure
+    from joulegram_agent.standalone import become
 
-    try:
-        measure(socket, source or "auto", sysfs_root or Path("/sys"))
-    except JoulegramError as error:
-        typer.echo(f"joulegram: {error}", err=True)
-        raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILED) from error
+    # A process that keeps nothing of this command line's libraries: the agent may be privileged, and is to be small.
+    become(
+        {
+            "socket": socket,
+            "source": source,
+            "sysfs_root": sysfs_root,
+            "proc_root": proc_root,
+            "cgroup_root": cgroup_root,
+            "processes": processes,
+        }
+    )
 
 
 @app.command(help=DOCTOR_HELP)
 def doctor(
     sysfs_root: SysfsFlag = None,
+    proc_root: ProcFlag = None,
+    cgroup_root: CgroupFlag = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """See DOCTOR_HELP."""
     from joulegram_agent.doctor import examine
 
-    diagnosis = examine(sysfs_root or Path("/sys"))
+    diagnosis = examine(
+        sysfs_root or Path("/sys"), proc_root or Path("/proc"), cgroup_root=cgroup_root or Path("/sys/fs/cgroup")
+    )
     typer.echo(json.dumps(diagnosis.to_json()) if as_json else diagnosis.text())
     raise typer.Exit(OK if diagnosis.measures else FAILED)

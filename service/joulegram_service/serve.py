@@ -1,4 +1,4 @@
-"""`joulegram serve` and `joulegram agent`: run until a signal, or until something that cannot be mended fails."""
+"""`joulegram serve`: run until a signal, or until something that cannot be mended fails."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from joulegram_agent.main import run_agent
 from joulegram_pipeline.errors import JoulegramError
 from joulegram_service.logs import set_up_logging
 from joulegram_service.sidecar import Sidecar
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from joulegram_service.config import Config
 
 log = logging.getLogger("joulegram")
@@ -64,27 +61,3 @@ async def _serve(config: Config) -> None:
         log.info("stopping")
     if sidecar.engine.failure is not None:
         raise JoulegramError(f"the engine failed: {sidecar.engine.failure}") from sidecar.engine.failure
-
-
-def measure(socket: Path, source: str, sysfs_root: Path) -> None:
-    """Run the agent until SIGINT or SIGTERM.
-
-    Raises:
-        JoulegramError: it could not start.
-    """
-    set_up_logging()
-    asyncio.run(_measure(socket, source, sysfs_root))
-
-
-async def _measure(socket: Path, source: str, sysfs_root: Path) -> None:
-    stop = stop_event(asyncio.get_running_loop())
-    agent = asyncio.create_task(run_agent(socket, source, sysfs_root=sysfs_root))
-    waiting = asyncio.create_task(stop.wait())
-    await asyncio.wait([agent, waiting], return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if not agent.done():
-        agent.cancel()
-    try:
-        await agent
-    except asyncio.CancelledError:
-        log.info("stopped")

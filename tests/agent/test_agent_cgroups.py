@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -274,13 +275,13 @@ def test_folder_is_listed_only_where_something_changed(tree: CgroupTree, monkeyp
     """What a second costs: a stat and a read each, and no listing while nothing comes or goes."""
     cgroups = opened(tree)
     listed: list[str] = []
-    real = cgroups_module.os.scandir
+    real = os.scandir
 
     def scandir(path: str) -> object:
         listed.append(path)
         return real(path)
 
-    monkeypatch.setattr(cgroups_module.os, "scandir", scandir)
+    monkeypatch.setattr(os, "scandir", scandir)
     tree.spend(in_docker(2), MS)
     assert cgroups.window({}) == {docker_key(2): MS}
     assert listed == []
