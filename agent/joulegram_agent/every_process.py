@@ -86,6 +86,11 @@ class EveryProcess:
             if seen is not None:
                 found[pid] = seen
         self._files.keep_only(found)
+        gone = self._seen.keys() - found.keys()
+        for pid, seen in found.items():
+            if seen.parent in gone:  # another will wait for it
+                now = self._files.stat(pid, fresh=True)
+                seen.parent = seen.parent if now is None else now.parent
         return found
 
 

@@ -1,12 +1,16 @@
 """What ``/proc/<pid>`` says of a process: its counts, its parent, its children, the container it runs in.
 
 Source: proc(5), ``/proc/<pid>/stat`` (fields 4 ppid, 14 to 17 utime, stime, cutime, cstime, 22 starttime),
-``/proc/<pid>/task/<tid>/children``, and cgroups(7), ``/proc/<pid>/cgroup``.
+``/proc/<pid>/task/<tid>/children``, and cgroups(7), ``/proc/<pid>/cgroup``; clock_getcpuclockid(3).
+
+A process that has not run since it was last read has spent nothing and waited for nobody. The clock of its CPU time
+says so to the nanosecond at a tenth of what its file costs, so the file is read only where the clock moved.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
 _STAT_SIZE = 2_048
 _SIZE = 65_536
 _MAX_KEYS = 4_096
+
+
+_SCHEDULED = 2
+"""The clock of what the scheduler gave a process: CPUCLOCK_SCHED of the kernel's posix-timers.h."""
 
 
 @dataclass(slots=True)
@@ -41,6 +49,15 @@ class Seen:
     container: str | None = None
 
 
+@dataclass(slots=True)
+class _Kept:
+    """A process whose file is open, and what it said when its clock stood at `ran_ns`."""
+
+    path: str
+    ran_ns: int | None
+    seen: Seen
+
+
 class ProcessFiles:
     """Reads the files of processes; what cannot be read is None or empty, as the process may have ended.
 
@@ -51,7 +68,8 @@ class ProcessFiles:
     def __init__(self, proc_root: Path) -> None:
         self._proc = str(proc_root)
         self._stats = KeptFiles(_STAT_SIZE)
-        self._pids: dict[int, str] = {}
+        self._kept: dict[int, _Kept] = {}
+        self._has_clocks = _is_own(self._proc)
         self._keys: dict[bytes, str | None] = {}
 
     def pids(self) -> list[int]:
@@ -61,19 +79,30 @@ class ProcessFiles:
         except OSError:
             return []
 
-    def stat(self, pid: int) -> Seen | None:
-        """Its counts now, by a descriptor that is kept until the process is gone."""
-        path = self._pids.get(pid)
-        if path is not None:
-            seen = self._parsed(path)
+    def stat(self, pid: int, *, fresh: bool = False) -> Seen | None:
+        """Its counts now, by a descriptor that is kept until the process is gone.
+
+        Args:
+            pid: whose.
+            fresh: read the file even if the process has not run: its parent may have ended.
+        """
+        # The clock before the file: what runs in between makes the next look read again.
+        ran_ns = _ran_ns(pid) if self._has_clocks else None
+        kept = self._kept.get(pid)
+        if kept is not None:
+            if ran_ns is not None and ran_ns == kept.ran_ns and not fresh:
+                return Seen(kept.seen.parent, kept.seen.started, kept.seen.jiffies)
+            seen = self._parsed(kept.path)
             if seen is not None:
-                return seen
+                kept.ran_ns, kept.seen = ran_ns, seen
+                return Seen(seen.parent, seen.started, seen.jiffies)
             self._let_go(pid)  # it is gone; another may have its number
         path = f"{self._proc}/{pid}/stat"
         seen = self._parsed(path)
-        if seen is not None:
-            self._pids[pid] = path
-        return seen
+        if seen is None:
+            return None
+        self._kept[pid] = _Kept(path, ran_ns, seen)
+        return Seen(seen.parent, seen.started, seen.jiffies)
 
     def stat_once(self, pid: int) -> Seen | None:
         """As `stat`, without keeping anything open."""
@@ -81,7 +110,7 @@ class ProcessFiles:
 
     def keep_only(self, pids: Container[int]) -> None:
         """Close the files of all others."""
-        for pid in [pid for pid in self._pids if pid not in pids]:
+        for pid in [pid for pid in self._kept if pid not in pids]:
             self._let_go(pid)
 
     def lists_children(self, pid: int) -> bool:
@@ -113,7 +142,7 @@ class ProcessFiles:
     def close(self) -> None:
         """Close what is open."""
         self._stats.close()
-        self._pids.clear()
+        self._kept.clear()
 
     def _parsed(self, path: str) -> Seen | None:
         try:
@@ -122,7 +151,23 @@ class ProcessFiles:
             return None
 
     def _let_go(self, pid: int) -> None:
-        self._stats.let_go(self._pids.pop(pid))
+        self._stats.let_go(self._kept.pop(pid).path)
+
+
+def _is_own(proc: str) -> bool:
+    """Whether this is the proc of our own processes' numbers, by which their clocks go."""
+    try:
+        return os.readlink(f"{proc}/self") == str(os.getpid())  # noqa: PTH115 - a name, not a path
+    except OSError:
+        return False
+
+
+def _ran_ns(pid: int) -> int | None:
+    """What a process ever ran, without its children; None where there is none of this number."""
+    try:
+        return time.clock_gettime_ns(~pid << 3 | _SCHEDULED)
+    except OSError:
+        return None
 
 
 def _parse(data: bytes) -> Seen | None:

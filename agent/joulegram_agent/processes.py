@@ -97,6 +97,7 @@ class ProcessTrees:
                 was.root = None
                 left[pid] = was
             elif was.root is not None:
+                self._find_new_parents(pid, members)
                 waited = self._who_waited(was.parent, before, members)
                 if waited is not None and waited.root is not None:
                     cell = (waited.root, waited.container)
@@ -135,6 +136,13 @@ class ProcessTrees:
                 return now
             parent = was.parent
         return None
+
+    def _find_new_parents(self, ended: int, members: dict[int, Seen]) -> None:
+        """Children of a process that ended go to another, who will wait for them, without running themselves."""
+        for pid, seen in members.items():
+            if seen.parent == ended:
+                now = self._files.stat(pid, fresh=True)
+                seen.parent = seen.parent if now is None else now.parent
 
     def _look(self, new_root: int) -> None:
         """Take a newly named tree's counts as they stand, so that its past is not counted."""
