@@ -8,8 +8,9 @@ The node: 8 zones of a simulated powercap tree read at 10 Hz, 10 named processes
 simulated v2 tree (40 of them containers, each of which spends something every second), and so many sleeping processes
 that 400 are on the machine, on its real /proc. The agent is `joulegram agent` as people start it; a client names the
 processes and asks for ticks once a second, as the sidecar does. `all` is the same with --processes all. `bare` is a
-loop without anything around it: 8 descriptors and /proc/stat by pread, ten times a second. `carbon-ops` is its daemon on
-two zones. Aims: 0.5 % of a core, 20 MiB. The agent keeps 600 ticks: after ten minutes its memory is what it stays at.
+loop without anything around it: 8 descriptors and /proc/stat by pread, ten times a second. `carbon-ops` is its daemon
+on two zones. With --active each named process starts a child five times a second and waits for it, in place of one
+that sleeps. Aims: 0.5 % of a core, 20 MiB. The agent keeps 600 ticks: after ten minutes its memory stays what it is.
 """
 
 from __future__ import annotations
@@ -72,9 +73,10 @@ def node_tree(root: Path) -> CgroupTree:
 
 
 @contextmanager
-def sleepers() -> Iterator[list[int]]:
+def sleepers(*, active: bool = False) -> Iterator[list[int]]:
     """Fill the machine up to 400 processes; the pids of those to be named, shells with a child each."""
-    started = [subprocess.Popen(["sh", "-c", "sleep 100000 & wait"], start_new_session=True) for _ in range(NAMED)]
+    script = "while sleep 0.2; do :; done" if active else "sleep 100000 & wait"
+    started = [subprocess.Popen(["sh", "-c", script], start_new_session=True) for _ in range(NAMED)]
     there = sum(entry.name.isdigit() for entry in Path("/proc").iterdir())
     started += [subprocess.Popen(["sleep", "100000"]) for _ in range(PROCESSES - NAMED - there)]
     try:
@@ -188,9 +190,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="each system (default 60)")
     parser.add_argument("--systems", default="bare,named,all", help="of bare, named, all, carbon-ops, with commas")
+    parser.add_argument("--active", action="store_true", help="the named processes do something")
     arguments = parser.parse_args()
     print(f"{'system':>12} {'CPU %':>8} {'RSS MiB':>8} {'anon':>8}", flush=True)
-    with sleepers() as pids:
+    with sleepers(active=arguments.active) as pids:
         for system in arguments.systems.split(","):
             with tempfile.TemporaryDirectory(prefix="joulegram-agent-") as directory:
                 if system == "bare":

@@ -19,6 +19,7 @@ import asyncio
 import os
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,7 +144,7 @@ class Sampler:
             method=self._reader.method,
             reason=self._reader.reason,
             domains=self._domains,
-            ticks=tuple(tick for tick in self._ring if tick.seq > after),
+            ticks=tuple(islice(self._ring, max(0, len(self._ring) - (self._seq - after)), None)),
         )
 
     def sample(self) -> Tick | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -10,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from joulegram_agent import process_files
 from joulegram_agent.cpu import JIFFY_NS
+from joulegram_agent.kept import KeptFiles
 from joulegram_agent.process_files import ProcessFiles, Seen
 from joulegram_agent.processes import ProcessTrees
 from simulators.cgroupfs import IDS, UID, CgroupTree, in_docker, in_pod
@@ -142,6 +146,55 @@ def test_two_processes_on_one_number_are_two_and_one_look_sees_both(tmp_path: Pa
     proc.end(10)
     assert files.stat(10) is None
     files.close()
+
+
+def test_file_of_a_process_that_has_not_run_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What 10 Hz costs: a stopped process's clock stands still, and its file is left alone until it moves."""
+    reads: list[str] = []
+    real = KeptFiles.read
+
+    def read(kept: KeptFiles, path: str) -> bytes:
+        reads.append(path)
+        return real(kept, path)
+
+    monkeypatch.setattr(KeptFiles, "read", read)
+    files = ProcessFiles(Path("/proc"))
+    with program("burn(0.05)") as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        stopped = files.stat(process.pid)
+        assert stopped is not None
+        assert [files.stat(process.pid) for _ in range(3)] == [stopped] * 3
+        assert len(reads) == 1
+        assert files.stat(process.pid, fresh=True) == stopped
+        assert len(reads) == 2
+        os.kill(process.pid, signal.SIGCONT)
+        go(process)
+        after = files.stat(process.pid)
+        assert after is not None
+        assert after.jiffies - stopped.jiffies >= 4
+    files.close()
+
+
+def test_child_that_gets_another_parent_while_asleep_is_taken_off_who_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tree under an init of its own (a subreaper): the orphan has not run, its parent is another all the same."""
+    proc = FakeProc(tmp_path)
+    (tmp_path / "self").symlink_to(str(os.getpid()))
+    monkeypatch.setattr(process_files, "_ran_ns", lambda pid: 0)  # no clock ever moves
+    for pid, parent in ((10, 1), (11, 10), (12, 11)):
+        proc.start(pid, parent=parent, own=20)
+    trees = ProcessTrees(proc.root)
+    trees.name(10)
+    assert trees.read(look=False) == {10: 0}
+    proc.end(11)
+    proc.processes[12].parent = 10
+    proc.rewrite(12)
+    trees.read(look=False)
+    monkeypatch.setattr(process_files, "_ran_ns", lambda pid: 1)
+    proc.end(12)
+    assert trees.read() == {10: 0}
 
 
 def test_more_children_than_a_page_of_the_kernels_list(tmp_path: Path) -> None:

@@ -191,8 +191,9 @@ def test_what_is_said_of_a_commands_flags_is_so() -> None:
     """`run` has no endpoint, `validate`, `agent` and `verify` have what the page lists."""
     assert not {"--grpc-endpoint", "--http-endpoint", "--metrics-endpoint"} & flags_of(COMMANDS["run",])
     assert flags_of(COMMANDS["validate",]) - {"--help"} == {"--config", "--data-dir", "--region", "--upstream"}
-    assert flags_of(COMMANDS["agent",]) - {"--help"} == {"--socket", "--source", "--sysfs-root"}
-    assert flags_of(COMMANDS["agent", "doctor"]) - {"--help"} == {"--sysfs-root", "--json"}
+    roots = {"--sysfs-root", "--proc-root", "--cgroup-root"}
+    assert flags_of(COMMANDS["agent",]) - {"--help"} == {"--socket", "--source", "--processes"} | roots
+    assert flags_of(COMMANDS["agent", "doctor"]) - {"--help"} == {"--json"} | roots
     assert flags_of(COMMANDS["ledger", "verify"]) - {"--help"} == {"--expect-head", "--expect-lines"}
 
 

@@ -97,6 +97,11 @@ class FakeProc:
         self.processes[pid].own += jiffies
         self._write(pid)
 
+    def rewrite(self, pid: int) -> None:
+        """Show what was changed of a process by hand."""
+        self._write(pid)
+        self._write_children()
+
     def end(self, pid: int, *, waited: bool = True) -> None:
         """A process is gone: its parent waited for it or not; its children go to init."""
         ended = self.processes.pop(pid)
