@@ -40,6 +40,8 @@ from simulators.powercap import PowercapTree  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from joulegram_pipeline.energy import Tick
+
 PROCESSES, NAMED = 400, 10
 PODS, CONTAINERS = 4, 36
 MS = 1_000_000
@@ -116,17 +118,18 @@ async def ask(socket: Path, pids: list[int], tree: CgroupTree, zones: PowercapTr
                     break
                 await asyncio.sleep(0.05)
         await asyncio.sleep(3)
-        before, begun, last, ticks = cpu_s(pid), time.monotonic(), 0, 0
+        before, begun, last = cpu_s(pid), time.monotonic(), 0
+        sample: Tick | None = None
         while time.monotonic() - begun < seconds:
             zones.advance(dict.fromkeys(zones.domain_ids, 20_000_000))
             for path in containers:
                 tree.spend(path, 7 * MS)
             await asyncio.sleep(1)
             batch = await client.ticks(last)
-            last = batch.ticks[-1].seq if batch.ticks else last
-            ticks += len(batch.ticks)
+            if batch.ticks:
+                sample = batch.ticks[-1]
+                last = sample.seq
         spent_s = cpu_s(pid) - before
-    sample = batch.ticks[-1] if batch.ticks else None
     assert sample is not None
     assert (len(sample.energy_uj), set(pids) <= set(sample.process_cpu_ns)) == (8, True)
     assert len(sample.container_cpu_ns) == PODS + CONTAINERS

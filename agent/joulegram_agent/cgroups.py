@@ -107,6 +107,8 @@ class Cgroups:
     def __init__(self, cgroup_root: Path = CGROUP_ROOT) -> None:
         self.hierarchy = find_hierarchy(cgroup_root)
         self.reason: str | None = None
+        self.keys: frozenset[str] = frozenset()
+        """The containers and pods there were at the last read."""
         self._files = KeptFiles(size=1_024)
         self._root: _Node | None = None
         self._order: list[_Node] = []
@@ -125,11 +127,6 @@ class Cgroups:
             return {}
         cut = len(str(self.hierarchy.root))
         return {node.path[cut:] or "/": node.used_ns for node in self._order if node.used_ns is not None}
-
-    @property
-    def keys(self) -> frozenset[str]:
-        """The containers and pods there were at the last read."""
-        return frozenset(node.key for node in self._order if node.key is not None)
 
     @property
     def kept(self) -> int:
@@ -157,18 +154,17 @@ class Cgroups:
             for key, nanos in part.items():
                 self._owed[key] = self._owed.get(key, 0) + nanos
         given: dict[str, int] = {}
-        keys = self.keys
-        for key in sorted(self._owed, key=len, reverse=True):  # a pod's key is shorter than its containers'
-            owed = self._owed[key]
-            is_gone = key not in keys
-            if owed >= (1 if is_gone else LEAST_NS):
+        # A pod's key is shorter than its containers', so what they were given too much has come to it by its turn.
+        for key in sorted((key for key in self._owed if key not in self.keys), key=len, reverse=True):
+            owed = self._owed.pop(key)
+            above = gone.get(key)
+            if owed > 0:
                 given[key] = owed
-                del self._owed[key]
-            elif is_gone:
-                del self._owed[key]
-                above = gone.get(key)
-                if above is not None:
-                    self._owed[above] = self._owed.get(above, 0) + owed
+            elif above is not None:
+                self._owed[above] = self._owed.get(above, 0) + owed
+        given |= {key: owed for key, owed in self._owed.items() if owed >= LEAST_NS}
+        for key in given:
+            self._owed.pop(key, None)
         return given
 
     def close(self) -> None:
@@ -230,6 +226,7 @@ class Cgroups:
                 self._list(node, listed)
         if listed:
             self._order = _in_order(self._root)
+            self.keys = frozenset(node.key for node in self._order if node.key is not None)
 
     def _list(self, node: _Node, listed: list[_Node]) -> None:
         """Take in the children a folder has; the new ones join `listed`."""

@@ -62,6 +62,10 @@ class KeptFiles:
         if fd is not None:
             os.close(fd)
 
+    def __del__(self) -> None:
+        """Whoever forgets to close gives back what is open all the same, as with files."""
+        self.close()
+
     def close(self) -> None:
         """Close all."""
         while self._open:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STAT_SIZE = 2_048
+_LIST_SIZE = 4_096
+"""A page: the kernel gives no more of a list at once, so what fills half of one may be less than all."""
+
 _SIZE = 65_536
 _MAX_KEYS = 4_096
 
@@ -38,6 +41,7 @@ class Seen:
         parent: its pid.
         started: jiffies from boot to its start; with the pid, who it is.
         jiffies: CPU time of its own and of the children it waited for, user and system.
+        threads: it has.
         root: the named process whose tree it is in; None once it left every tree.
         container: key of the container or pod it runs in.
     """
@@ -45,6 +49,7 @@ class Seen:
     parent: int
     started: int
     jiffies: int
+    threads: int = 1
     root: int | None = None
     container: str | None = None
 
@@ -68,6 +73,7 @@ class ProcessFiles:
     def __init__(self, proc_root: Path) -> None:
         self._proc = str(proc_root)
         self._stats = KeptFiles(_STAT_SIZE)
+        self._lists = KeptFiles(_LIST_SIZE)
         self._kept: dict[int, _Kept] = {}
         self._has_clocks = _is_own(self._proc)
         self._keys: dict[bytes, str | None] = {}
@@ -91,18 +97,23 @@ class ProcessFiles:
         kept = self._kept.get(pid)
         if kept is not None:
             if ran_ns is not None and ran_ns == kept.ran_ns and not fresh:
-                return Seen(kept.seen.parent, kept.seen.started, kept.seen.jiffies)
+                return _copy(kept.seen)
             seen = self._parsed(kept.path)
             if seen is not None:
                 kept.ran_ns, kept.seen = ran_ns, seen
-                return Seen(seen.parent, seen.started, seen.jiffies)
+                return _copy(seen)
             self._let_go(pid)  # it is gone; another may have its number
         path = f"{self._proc}/{pid}/stat"
         seen = self._parsed(path)
         if seen is None:
             return None
         self._kept[pid] = _Kept(path, ran_ns, seen)
-        return Seen(seen.parent, seen.started, seen.jiffies)
+        return _copy(seen)
+
+    def rests(self, pid: int) -> bool:
+        """Whether a process is known not to have run since it was last read."""
+        kept = self._kept.get(pid)
+        return kept is not None and kept.ran_ns is not None and _ran_ns(pid) == kept.ran_ns
 
     def stat_once(self, pid: int) -> Seen | None:
         """As `stat`, without keeping anything open."""
@@ -120,18 +131,21 @@ class ProcessFiles:
     def children(self, pid: int) -> list[int]:
         """Children by the kernel's own lists, one for each thread; those of a process that ended are orphans now."""
         folder = f"{self._proc}/{pid}/task"
+        kept = self._kept.get(pid)
+        if kept is not None and kept.seen.threads == 1:
+            return _numbers(self._list(f"{folder}/{pid}/children"))
         try:
             threads = os.listdir(folder)  # noqa: PTH208 - names are enough
         except OSError:
             return []
         found: list[int] = []
         for thread in threads:
-            found += [int(child) for child in _read(f"{folder}/{thread}/children").split() if child.isdigit()]
+            found += _numbers(_read(f"{folder}/{thread}/children"))
         return found
 
     def container(self, pid: int) -> str | None:
         """Key of the container or pod it runs in now."""
-        lines = _read(f"{self._proc}/{pid}/cgroup")
+        lines = self._list(f"{self._proc}/{pid}/cgroup")
         if lines not in self._keys:
             if len(self._keys) >= _MAX_KEYS:
                 self._keys.clear()
@@ -142,6 +156,7 @@ class ProcessFiles:
     def close(self) -> None:
         """Close what is open."""
         self._stats.close()
+        self._lists.close()
         self._kept.clear()
 
     def _parsed(self, path: str) -> Seen | None:
@@ -152,6 +167,16 @@ class ProcessFiles:
 
     def _let_go(self, pid: int) -> None:
         self._stats.let_go(self._kept.pop(pid).path)
+        self._lists.let_go(f"{self._proc}/{pid}/task/{pid}/children")
+        self._lists.let_go(f"{self._proc}/{pid}/cgroup")
+
+    def _list(self, path: str) -> bytes:
+        """A list, by a descriptor that is kept as long as its process is."""
+        try:
+            data = self._lists.read(path)
+        except OSError:
+            return b""
+        return data if len(data) < _LIST_SIZE // 2 else _read(path)
 
 
 def _is_own(proc: str) -> bool:
@@ -175,10 +200,21 @@ def _parse(data: bytes) -> Seen | None:
         # The name in brackets may hold brackets and spaces; what follows the last bracket is fixed.
         fields = data[data.rindex(b")") + 1 :].split(None, 20)
         return Seen(
-            int(fields[1]), int(fields[19]), int(fields[11]) + int(fields[12]) + int(fields[13]) + int(fields[14])
+            int(fields[1]),
+            int(fields[19]),
+            int(fields[11]) + int(fields[12]) + int(fields[13]) + int(fields[14]),
+            int(fields[17]),
         )
     except (ValueError, IndexError):
         return None
+
+
+def _copy(seen: Seen) -> Seen:
+    return Seen(seen.parent, seen.started, seen.jiffies, seen.threads)
+
+
+def _numbers(data: bytes) -> list[int]:
+    return [int(word) for word in data.split() if word.isdigit()]
 
 
 def _read(path: str) -> bytes:

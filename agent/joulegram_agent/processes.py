@@ -78,6 +78,8 @@ class ProcessTrees:
         """
         if not self._roots:
             return {}
+        if not look and all(self._files.rests(pid) for pid, seen in self._seen.items() if seen.root is not None):
+            return dict.fromkeys(self._roots, 0)
         before = self._seen
         members = self._members() if look else self._known()
         cells: dict[tuple[int, str | None], int] = {}

@@ -42,6 +42,7 @@ class SimProcess:
     own: int = 0
     waited: int = 0
     name: str = "work"
+    threads: int = 1
 
 
 @dataclass
@@ -122,6 +123,7 @@ class FakeProc:
         process = self.processes[pid]
         fields = ["0"] * 50
         fields[0], fields[1], fields[19] = "S", str(process.parent), str(process.started)
+        fields[17] = str(process.threads)
         # Both halves of each count are used, so that a reader who forgets system time is found out.
         fields[11], fields[12] = str(process.own - process.own // 2), str(process.own // 2)
         fields[13], fields[14] = str(process.waited - process.waited // 2), str(process.waited // 2)
