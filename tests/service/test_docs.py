@@ -11,6 +11,8 @@ import typer
 import yaml
 from pydantic import BaseModel
 
+from joulegram_agent.cgroups import MAX_CGROUPS
+from joulegram_agent.every_process import MOST
 from joulegram_agent.sampler import RING_S
 from joulegram_pipeline.metrics import Metrics
 from joulegram_processor import machine, machine_types, native, runs, spans
@@ -253,6 +255,8 @@ LIMITS = {
     "runs in memory": (str(machine.MAX_RUNS),),
     "traces listed": (str(runs.MAX_TRACES),),
     "ETL nodes listed": (str(runs.MAX_NODES),),
+    "processes with a line": (str(MOST),),
+    "cgroups an agent reads": (str(MAX_CGROUPS),),
     "ticks an agent keeps": (f"{RING_S} s",),
 }
 
