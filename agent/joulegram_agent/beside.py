@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from joulegram_agent.nvml import NvmlReader
 from joulegram_agent.nvml_library import LIBRARY
-from joulegram_agent.reader import Reading
+from joulegram_agent.reader import Lasting, Reading, SharesBoards
 from joulegram_pipeline.energy import Method
 from joulegram_pipeline.errors import AgentError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from joulegram_agent.reader import Reader
     from joulegram_pipeline.clock import Clock
     from joulegram_pipeline.energy import Domain, Gap
@@ -79,6 +81,24 @@ class Beside:
             static.update(reading.static_uj)
             gaps.extend(reading.gaps)
         return Reading(counters, tuple(gaps), static)
+
+    def lasting(self) -> dict[str, str]:
+        """See `Lasting`."""
+        return {
+            domain: source
+            for reader in self._readers
+            if isinstance(reader, Lasting)
+            for domain, source in reader.lasting().items()
+        }
+
+    def process_gpu_ns(self, root_of: Callable[[int], int | None]) -> dict[str, Mapping[int, int]]:
+        """See `SharesBoards`."""
+        return {
+            domain: times
+            for reader in self._readers
+            if isinstance(reader, SharesBoards)
+            for domain, times in reader.process_gpu_ns(root_of).items()
+        }
 
     def close(self) -> None:
         for reader in self._readers:

@@ -17,16 +17,26 @@ What a failed read does: if the domain is read again before its window closes, t
 the whole energy and the window is complete. If the window closes first, it is a gap; the difference found at
 recovery straddles windows, cannot be said to belong to either, and is counted in `unplaced_uj` while that
 window is a gap named ``unplaced``.
+
+What a suspended machine does: its counters may have gone on, or begun anew. A rise is believed as far as the power
+limit allows it for the time awake, and `ASLEEP_W` for the time asleep; so a counter that fell to 0 in a short sleep is
+a reset, and not a wrap that would have taken a full load to reach.
+
+What a restart of the agent does: `resume` takes the counts where the agent before left them. The rise across the time
+without an agent is known as far as that across any silence is, and is counted in `unplaced_uj`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from joulegram_pipeline.energy import Gap
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from joulegram_pipeline.energy import Domain
 
 MAX_POWER_W = 2_000
@@ -34,6 +44,9 @@ MAX_POWER_W = 2_000
 
 JITTER_NS = 50_000_000
 """How far a counter's update and our stamp may lie apart before a rise is implausible."""
+
+ASLEEP_W = 20
+"""More than a package or its DRAM draws while the machine sleeps."""
 
 COUNTER_RESET = "counter_reset"
 AMBIGUOUS = "ambiguous_wrap"
@@ -43,6 +56,25 @@ UNPLACED = "unplaced"
 def reason_code(reason: str) -> str:
     """The part of a reason before its details: few values, fit to count by."""
     return reason.partition(":")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What was counted of a domain up to an instant, and where its counter stood.
+
+    Args:
+        placed_uj: see `Accumulator`.
+        unplaced_uj: see `Accumulator`.
+        gaps: windows that were gaps, by the code of their reason.
+        raw_uj: the counter at the last good reading; None where there was none.
+        silent_ns: how long before the instant that reading was.
+    """
+
+    placed_uj: int = 0
+    unplaced_uj: int = 0
+    gaps: Mapping[str, int] = field(default_factory=dict)
+    raw_uj: int | None = None
+    silent_ns: int = 0
 
 
 class Accumulator:
@@ -60,22 +92,32 @@ class Accumulator:
         self.unplaced_uj = 0
         self.gaps: Counter[str] = Counter()
         self._max_power_w = max_power_w
-        self._last: tuple[int, int] | None = None
+        self._last: tuple[int, int, int] | None = None
         self._window_uj = 0
         self._spoilt: str | None = None
+        self._unknown = False
         self._failing: str | None = None
         self._carried: str | None = None
 
-    def offer(self, raw_uj: int, at_ns: int) -> None:
-        """Take a good reading of the counter, `at_ns` on a clock that never runs slow."""
-        known = 0 if self._last is None else self._rise(raw_uj, at_ns, *self._last)
+    def offer(self, raw_uj: int, at_ns: int, awake_ns: int | None = None) -> None:
+        """Take a good reading of the counter.
+
+        Args:
+            raw_uj: what it showed.
+            at_ns: when, on a clock that never runs slow.
+            awake_ns: when, on a clock that stands still while the machine is suspended; `at_ns` if not given.
+        """
+        awake_ns = at_ns if awake_ns is None else awake_ns
+        known = 0 if self._last is None else self._rise(raw_uj, at_ns, awake_ns, *self._last)
         if isinstance(known, str):
-            self._spoil(known)
+            # Energy that is not known says more of a window than energy that is counted and has no place.
+            if not self._unknown:
+                self._spoilt, self._unknown = known, True
         else:
             self._window_uj += known
             if self._carried is not None:
                 self._spoil(f"{UNPLACED}: {self._carried}")
-        self._last = (raw_uj, at_ns)
+        self._last = (raw_uj, at_ns, awake_ns)
         self._failing = None
         self._carried = None
 
@@ -83,10 +125,29 @@ class Accumulator:
         """Take note that the counter could not be read."""
         self._failing = reason
 
+    def resume(self, counted: Counted, at_ns: int, awake_ns: int) -> None:
+        """Go on from what another accumulator of this domain had counted; before the first reading.
+
+        Args:
+            counted: as `counted` gave it. Without `raw_uj` the totals go on, and the rise since then is not known.
+            at_ns: the instant of `counted` on the clock of `offer`.
+            awake_ns: the same on its other clock.
+        """
+        self.placed_uj, self.unplaced_uj = counted.placed_uj, counted.unplaced_uj
+        self.gaps = Counter(counted.gaps)
+        if counted.raw_uj is not None:
+            self._last = (counted.raw_uj, at_ns - counted.silent_ns, awake_ns - counted.silent_ns)
+
+    def counted(self, at_ns: int) -> Counted:
+        """What was counted up to the end of the window that has just closed, at `at_ns` on the clock of `offer`."""
+        raw_uj, silent_ns = (None, 0) if self._last is None else (self._last[0], at_ns - self._last[1])
+        return Counted(self.placed_uj, self.unplaced_uj, dict(self.gaps), raw_uj, silent_ns)
+
     def open(self) -> None:
         """Begin a window at the reading just offered or missed."""
         self._window_uj = 0
         self._spoilt = None
+        self._unknown = False
         self._carried = self._failing
 
     def close(self, spoilt: str | None = None) -> int | Gap:
@@ -114,7 +175,9 @@ class Accumulator:
         if self._spoilt is None:
             self._spoilt = reason
 
-    def _rise(self, raw_uj: int, at_ns: int, last_uj: int, last_ns: int) -> int | str:
+    def _rise(
+        self, raw_uj: int, at_ns: int, awake_ns: int, last_uj: int, last_ns: int, last_awake_ns: int
+    ) -> int | str:
         """Energy between two readings, or why it is not known."""
         if self.domain.max_range_uj is None:
             return raw_uj - last_uj if raw_uj >= last_uj else COUNTER_RESET
@@ -125,6 +188,7 @@ class Accumulator:
         if 2 * elapsed_ns * self._max_power_w > 1_000 * modulus:
             return AMBIGUOUS
         rise = (raw_uj - last_uj) % modulus
-        if 1_000 * rise > self._max_power_w * (elapsed_ns + JITTER_NS):
+        up_ns = awake_ns - last_awake_ns
+        if 1_000 * rise > self._max_power_w * (up_ns + JITTER_NS) + ASLEEP_W * max(0, elapsed_ns - up_ns):
             return COUNTER_RESET
         return rise

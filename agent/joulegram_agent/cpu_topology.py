@@ -62,8 +62,8 @@ class Place:
     cpus: tuple[int, ...]
 
 
-def read_processor(proc_root: Path) -> Processor:
-    """Vendor, family and model of the first CPU. Never raises: what is not said is empty or 0."""
+def read_cpuinfo(proc_root: Path) -> dict[str, str]:
+    """What ``/proc/cpuinfo`` says of the first CPU, by key. Never raises: what cannot be read is empty."""
     try:
         with (proc_root / "cpuinfo").open("rb") as file:
             text = file.read(_CPUINFO_BYTES).decode("ascii", "replace")
@@ -73,6 +73,12 @@ def read_processor(proc_root: Path) -> Processor:
     for line in text.partition("\n\n")[0].splitlines():
         key, _, value = line.partition(":")
         found[key.strip()] = value.strip()
+    return found
+
+
+def read_processor(proc_root: Path) -> Processor:
+    """Vendor, family and model of the first CPU. Never raises: what is not said is empty or 0."""
+    found = read_cpuinfo(proc_root)
     return Processor(found.get("vendor_id", ""), _number(found.get("cpu family")), _number(found.get("model")))
 
 

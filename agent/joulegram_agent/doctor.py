@@ -1,6 +1,6 @@
 """What of this machine's energy can be read, what not, and the one least privilege that would mend it.
 
-1. Every source is opened and its domains are read once.
+1. Every source is opened and its domains are read once; so are the sensors beside.
 2. `auto`'s choice is asked for, as `joulegram agent` would make it.
 3. Where that does not measure, the first advice of `_ADVICE` whose source and reason are there is given: they stand in
    the order of what they allow beside reading energy, the least first.
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from joulegram_agent.cgroups import CGROUP_ROOT, Cgroups
 from joulegram_agent.nvml_library import LIBRARY
 from joulegram_agent.reasons import NO_POWERCAP, PERMISSION_DENIED
+from joulegram_agent.sensor_sources import open_sensors
 from joulegram_agent.sources import COUNTERS, open_reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from joulegram_agent.reader import Reader
+    from joulegram_agent.sensors import SensorTotals
     from joulegram_pipeline.energy import Method
 
 _READ_POWERCAP = (
@@ -40,6 +42,7 @@ _LOAD_MODULES = (
 )
 _ADVICE = (
     ("powercap", PERMISSION_DENIED, _READ_POWERCAP),
+    ("hwmon", PERMISSION_DENIED, _READ_POWERCAP),
     ("perf", PERMISSION_DENIED, _READ_PERF),
     ("msr", PERMISSION_DENIED, _READ_MSR),
     ("powercap", NO_POWERCAP, _LOAD_MODULES),
@@ -112,6 +115,7 @@ class Diagnosis:
         method: of that.
         advice: what would make CPU energy measured; None where it is, or where nothing would.
         cgroups: what can be told of containers.
+        beside: the sensors that are shown beside and are in no sum, read once.
     """
 
     found: tuple[Found, ...]
@@ -119,6 +123,7 @@ class Diagnosis:
     method: Method
     advice: str | None
     cgroups: FoundCgroups
+    beside: tuple[SensorTotals, ...] = ()
 
     @property
     def measures(self) -> bool:
@@ -133,6 +138,7 @@ class Diagnosis:
             lines += [f"{'':<9} not {domain}: {reason}" for domain, reason in each.refused]
             if each.reason is not None:
                 lines.append(f"{'':<9} {each.reason}")
+        lines += [f"{'beside':<9} {item.sensor.id} ({item.sensor.kind.value}): {_shown(item)}" for item in self.beside]
         lines.append(f"{'auto':<9} takes {self.takes}, {self.method.value}")
         lines.append(f"{'cgroups':<9} {self.cgroups.text()}")
         if self.advice is not None:
@@ -151,6 +157,7 @@ class Diagnosis:
                 }
                 for each in self.found
             ],
+            "beside": [each.to_json() for each in self.beside],
             "auto": {"source": self.takes, "method": self.method.value},
             "cgroups": self.cgroups.to_json(),
             "advice": self.advice,
@@ -172,11 +179,14 @@ def examine(
         )
 
     found = tuple(_try(source, opened) for source in (*COUNTERS, "nvml"))
+    sensors = open_sensors(sysfs_root)
+    sensors.sample()
+    sensors.close()
     auto = opened("auto")
     takes, method = auto.source, auto.method
     auto.close()
     advice = None if _measures(found) else _advice(found)
-    return Diagnosis(found, takes, method, advice, _look_at_cgroups(cgroup_root))
+    return Diagnosis(found, takes, method, advice, _look_at_cgroups(cgroup_root), sensors.totals)
 
 
 def _look_at_cgroups(cgroup_root: Path) -> FoundCgroups:
@@ -185,6 +195,12 @@ def _look_at_cgroups(cgroup_root: Path) -> FoundCgroups:
     cgroups.close()
     version = None if cgroups.hierarchy is None else cgroups.hierarchy.version
     return FoundCgroups(version, len(cgroups.counters()), cgroups.keys, cgroups.reason)
+
+
+def _shown(totals: SensorTotals) -> str:
+    if totals.reason is not None:
+        return totals.reason
+    return "a counter of energy" if totals.power_uw is None else f"{totals.power_uw / 1_000_000} W"
 
 
 def _measures(found: tuple[Found, ...]) -> bool:

@@ -17,7 +17,7 @@ MAX_STEP_NS = 2_000_000_000
 
 UNSAMPLED = "unsampled"
 
-_TWICE_MW_NS_PER_UJ = 2_000_000
+_TWICE_UW_NS_PER_UJ = 2_000_000_000
 
 
 class PowerIntegral:
@@ -25,14 +25,14 @@ class PowerIntegral:
 
     def __init__(self) -> None:
         self._last: tuple[int, int] | None = None
-        # Twice the sum in mW x ns, which is picojoules: half of an odd number would not be whole.
-        self._twice_pj = 0
+        # Twice the sum in uW x ns, which is femtojoules: half of an odd number would not be whole.
+        self._twice_fj = 0
 
-    def add(self, power_mw: int, at_ns: int) -> int | str:
+    def add(self, power_uw: int, at_ns: int) -> int | str:
         """Take a reading of power.
 
         Args:
-            power_mw: what is drawn, milliwatts.
+            power_uw: what is drawn, microwatts, 0 or more.
             at_ns: when, on a clock that never steps back.
 
         Returns:
@@ -40,11 +40,11 @@ class PowerIntegral:
             a reason counting goes on from this reading.
         """
         last = self._last
-        self._last = (power_mw, at_ns)
+        self._last = (power_uw, at_ns)
         if last is not None:
-            last_mw, last_ns = last
+            last_uw, last_ns = last
             step_ns = at_ns - last_ns
             if step_ns > MAX_STEP_NS:
                 return f"{UNSAMPLED}: got {step_ns} ns between two readings of power, expected at most {MAX_STEP_NS}"
-            self._twice_pj += (last_mw + power_mw) * step_ns
-        return self._twice_pj // _TWICE_MW_NS_PER_UJ
+            self._twice_fj += (last_uw + power_uw) * step_ns
+        return self._twice_fj // _TWICE_UW_NS_PER_UJ

@@ -1,4 +1,4 @@
-"""The agent in this process: the sampler's loop as a task, and its ticks for whoever asks."""
+"""The agent in this process: the sampler's loop as a task, its ticks for whoever asks, and the sensors beside."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Self
 
+from joulegram_agent.restart import SAVE_NS
+from joulegram_pipeline.energy import PUBLISH_S
 from joulegram_pipeline.errors import AgentError
 
 if TYPE_CHECKING:
@@ -14,7 +16,11 @@ if TYPE_CHECKING:
 
     from joulegram_agent.reader import Reader
     from joulegram_agent.sampler import Sampler
+    from joulegram_agent.sensors import Sensors, SensorTotals
+    from joulegram_agent.state import AgentState, StateFile
     from joulegram_pipeline.energy import Tick, TickBatch
+
+_LATE_S = 0.01
 
 MAX_NAMED = 1_024
 """Named processes in all; beyond this a name is refused, because each costs a look at every tick."""
@@ -29,31 +35,55 @@ class LocalAgent:
     Args:
         reader: the source; closed when the agent is left.
         sampler: made on `reader`.
+        sensors: shown beside, closed when the agent is left. They are read in a thread: firmware may take long.
+        state: where the counts survive a restart.
     """
 
-    def __init__(self, reader: Reader, sampler: Sampler) -> None:
+    def __init__(
+        self, reader: Reader, sampler: Sampler, *, sensors: Sensors | None = None, state: StateFile | None = None
+    ) -> None:
         self.reader = reader
         self.sampler = sampler
+        self._sensors = sensors
+        self._sensing: asyncio.Task[None] | None = None
+        self._state = state
+        self._saved: AgentState | None = None
         self._holders: dict[Hashable, set[int]] = {}
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> Self:
+        left = None if self._state is None else self._state.load()
+        if left is not None:
+            self.sampler.resume(left)
         self.sampler.sample()
+        # What was left and not added to is not written back: another agent may hold the socket, and the file with it.
+        self._saved = self.sampler.state
         self._task = asyncio.create_task(self.sampler.run(self._published), name="joulegram agent sampler")
+        if self._sensors is not None and self._sensors.totals:
+            self._sensing = asyncio.create_task(_sense(self._sensors), name="joulegram agent sensors")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self._task is not None:
-                self._task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self._task
+            for task in (self._sensing, self._task):
+                if task is not None:
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
         finally:
             self.sampler.close()
+            self._save()
             self.reader.close()
+            if self._sensors is not None:
+                self._sensors.close()
+
+    @property
+    def beside(self) -> tuple[SensorTotals, ...]:
+        """The sensors beside the measured set, as of their last read; in no sum."""
+        return () if self._sensors is None else self._sensors.totals
 
     async def ticks(self, after: int) -> TickBatch:
         """The kept ticks whose `seq` is above `after`.
@@ -119,6 +149,25 @@ class LocalAgent:
         published = self.sampler.published
         return bool(published) and published[-1].end_ns >= wall_ns
 
+    def _save(self) -> None:
+        state = self.sampler.state
+        if self._state is not None and state is not None and state is not self._saved:
+            self._state.save(state)
+            self._saved = state
+
     def _published(self, _tick: Tick) -> None:
+        state, saved = self.sampler.state, self._saved
+        if state is not None and (saved is None or state.at.mono_ns - saved.at.mono_ns >= SAVE_NS):
+            self._save()
         news, self._news = self._news, asyncio.Event()
         news.set()
+
+
+async def _sense(sensors: Sensors) -> None:
+    """Read the sensors each second, or as often as they answer."""
+    loop = asyncio.get_running_loop()
+    while True:
+        began_s = loop.time()
+        await asyncio.to_thread(sensors.sample)
+        # Not early: what comes before its second is over is not read.
+        await asyncio.sleep(max(0.0, began_s + PUBLISH_S - loop.time()) + _LATE_S)

@@ -8,10 +8,11 @@ from pathlib import Path
 from joulegram_agent import DEFAULT_SOCKET
 from joulegram_agent.cgroups import CGROUP_ROOT
 from joulegram_agent.local import LocalAgent
-from joulegram_agent.model import WATTS_IDLE, WATTS_MAX
 from joulegram_agent.sampler import Sampler
+from joulegram_agent.sensor_sources import open_sensors
 from joulegram_agent.server import AgentServer
 from joulegram_agent.sources import open_reader
+from joulegram_agent.state import FILE_NAME, StateFile
 from joulegram_pipeline.errors import ConfigError
 
 PROCESSES = ("named", "all")
@@ -28,8 +29,9 @@ def open_agent(
     dev_root: Path = Path("/dev"),
     cgroup_root: Path = CGROUP_ROOT,
     processes: str = "named",
-    watts_idle: float = WATTS_IDLE,
-    watts_max: float = WATTS_MAX,
+    watts_idle: float | None = None,
+    watts_max: float | None = None,
+    state: Path | None = None,
 ) -> LocalAgent:
     """An agent that is not entered yet.
 
@@ -42,6 +44,7 @@ def open_agent(
         processes: one of `PROCESSES`: the named with their descendants, or every one besides.
         watts_idle: for the model, watts of an idle logical CPU.
         watts_max: for the model, watts of a busy logical CPU.
+        state: file in which its counts survive a restart; without one they begin anew.
 
     Raises:
         ConfigError: as `open_reader`; or `processes` is none of `PROCESSES`.
@@ -57,7 +60,9 @@ def open_agent(
         watts_max=watts_max,
     )
     sampler = Sampler(reader, proc_root=proc_root, cgroup_root=cgroup_root, every_process=processes == "all")
-    return LocalAgent(reader, sampler)
+    return LocalAgent(
+        reader, sampler, sensors=open_sensors(sysfs_root), state=None if state is None else StateFile(state)
+    )
 
 
 async def run_agent(
@@ -69,8 +74,9 @@ async def run_agent(
     dev_root: Path = Path("/dev"),
     cgroup_root: Path = CGROUP_ROOT,
     processes: str = "named",
-    watts_idle: float = WATTS_IDLE,
-    watts_max: float = WATTS_MAX,
+    watts_idle: float | None = None,
+    watts_max: float | None = None,
+    state: Path | None = None,
 ) -> None:
     """Measure and serve until cancelled; missing hardware is said, not fatal.
 
@@ -82,8 +88,9 @@ async def run_agent(
         dev_root: ``/dev``, or where the host's is mounted.
         cgroup_root: ``/sys/fs/cgroup``, or where the host's is mounted.
         processes: see `open_agent`.
-        watts_idle: for the model, watts of an idle logical CPU.
-        watts_max: for the model, watts of a busy logical CPU.
+        watts_idle: see `open_reader`.
+        watts_max: see `open_reader`.
+        state: file in which the counts survive a restart; by default ``agent-state.json`` beside the socket.
 
     Raises:
         ConfigError: an argument that cannot be used.
@@ -99,6 +106,7 @@ async def run_agent(
         processes=processes,
         watts_idle=watts_idle,
         watts_max=watts_max,
+        state=state or socket.parent / FILE_NAME,
     )
     async with agent, AgentServer(agent, socket):
         reader = agent.reader

@@ -133,6 +133,10 @@ class MsrReader:
                 counters[source.domain.id] = raw_to_uj(raw, source.shift)
         return Reading(counters, tuple(gaps))
 
+    def lasting(self) -> dict[str, str]:
+        """See `Lasting`: the registers count, whoever reads."""
+        return {source.domain.id: self.source for source in self._sources}
+
     def close(self) -> None:
         for place in self._places:
             place.close()

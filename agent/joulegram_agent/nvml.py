@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from joulegram_agent.integral import PowerIntegral
 from joulegram_agent.nvml_library import (
@@ -36,10 +37,14 @@ from joulegram_agent.nvml_library import (
     NvmlError,
     NvmlLibrary,
 )
+from joulegram_agent.nvml_processes import BoardProcesses
 from joulegram_agent.reader import Reading
 from joulegram_agent.reasons import DOMAIN_VANISHED, PERMISSION_DENIED, READ_FAILED
 from joulegram_pipeline.clock import Clock, SystemClock
 from joulegram_pipeline.energy import Domain, DomainKind, Gap, Method
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +56,7 @@ FIND_AGAIN_NS = 10_000_000_000
 """How long after a failed read a board is looked up anew: a handle does not outlive a board that was reset."""
 
 _UJ_PER_MJ = 1_000
+_UW_PER_MW = 1_000
 _UNKNOWN_NAME = "unknown"
 _NO_COUNTER = frozenset({NOT_SUPPORTED, FUNCTION_NOT_FOUND})
 _CODES = {
@@ -118,6 +124,7 @@ class BoardCounter:
         self._counted = False
         self._integral: PowerIntegral | None = None
         self._find_again_ns = clock.mono_ns()
+        self._processes = BoardProcesses(library, board.domain.id)
 
     @property
     def integrates(self) -> bool:
@@ -140,6 +147,10 @@ class BoardCounter:
             self._find_again()
             return why(error)
 
+    def process_ns(self, root_of: Callable[[int], int | None]) -> dict[int, int] | None:
+        """See `BoardProcesses.take`."""
+        return self._processes.take(self._handle, self._clock.mono_ns(), root_of)
+
     def _measure(self) -> int | str:
         if self._integral is None:
             try:
@@ -152,7 +163,7 @@ class BoardCounter:
                 self._counted = True
                 return energy_uj
         power_mw = self._library.power_mw(self._handle)
-        return self._integral.add(power_mw, self._clock.mono_ns())
+        return self._integral.add(power_mw * _UW_PER_MW, self._clock.mono_ns())
 
     def _find_again(self) -> None:
         now_ns = self._clock.mono_ns()
@@ -226,6 +237,15 @@ class NvmlReader:
                 counters[key] = value
                 self._answered = True
         return Reading(counters, tuple(gaps))
+
+    def lasting(self) -> dict[str, str]:
+        """See `Lasting`: the boards with an energy counter; power that is added up ends with the agent."""
+        return {key: self.source for key, counter in self._counters.items() if not counter.integrates}
+
+    def process_gpu_ns(self, root_of: Callable[[int], int | None]) -> dict[str, dict[int, int]]:
+        """See `SharesBoards`."""
+        taken = {key: counter.process_ns(root_of) for key, counter in self._counters.items()}
+        return {key: times for key, times in taken.items() if times is not None}
 
     def close(self) -> None:
         self._counters.clear()

@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 
 from joulegram_pipeline.errors import AgentError
 
@@ -26,6 +27,7 @@ Handle = ctypes.c_void_p
 NOT_SUPPORTED = 3
 NO_PERMISSION = 4
 NOT_FOUND = 6
+INSUFFICIENT_SIZE = 7
 DRIVER_NOT_LOADED = 9
 LIBRARY_NOT_FOUND = 12
 FUNCTION_NOT_FOUND = 13
@@ -35,6 +37,38 @@ GPU_NOT_FOUND = 28
 
 _TEXT_BYTES = 96
 """NVML's longest buffer for a name or an UUID (NVML_DEVICE_UUID_V2_BUFFER_SIZE)."""
+
+
+_SPARE_SAMPLES = 16
+"""Room for processes that begin between two calls."""
+
+
+class _RawSample(ctypes.Structure):
+    """``nvmlProcessUtilizationSample_t`` (nvml.h)."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("timeStamp", ctypes.c_ulonglong),
+        ("smUtil", ctypes.c_uint),
+        ("memUtil", ctypes.c_uint),
+        ("encUtil", ctypes.c_uint),
+        ("decUtil", ctypes.c_uint),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSample:
+    """How busy a process kept a board.
+
+    Args:
+        pid: in the namespace of the host.
+        at_us: when, by the driver's clock.
+        sm_percent: of the time since the sample before, in which something of the process ran on the board.
+    """
+
+    pid: int
+    at_us: int
+    sm_percent: int
 
 
 class NvmlError(AgentError):
@@ -123,6 +157,30 @@ class NvmlLibrary:
         power = ctypes.c_uint()
         self._call("nvmlDeviceGetPowerUsage", handle, ctypes.byref(power))
         return power.value
+
+    def process_samples(self, handle: Handle, since_us: int) -> list[ProcessSample]:
+        """What processes kept the board busy after an instant of the driver's clock; 0 is as far back as it knows.
+
+        NOT_SUPPORTED with MIG and before Maxwell. No process is an empty list.
+        """
+        count = ctypes.c_uint(0)
+        since = ctypes.c_ulonglong(since_us)
+        try:
+            self._call("nvmlDeviceGetProcessUtilization", handle, None, ctypes.byref(count), since)
+        except NvmlError as error:
+            if error.code == NOT_FOUND:
+                return []
+            if error.code != INSUFFICIENT_SIZE:
+                raise
+        count.value += _SPARE_SAMPLES
+        samples = (_RawSample * count.value)()
+        try:
+            self._call("nvmlDeviceGetProcessUtilization", handle, samples, ctypes.byref(count), since)
+        except NvmlError as error:
+            if error.code == NOT_FOUND:
+                return []
+            raise
+        return [ProcessSample(one.pid, one.timeStamp, one.smUtil) for one in samples[: count.value]]
 
     def close(self) -> None:
         """Give NVML back; a second call does nothing, and what a dead driver says to the first is of no use."""

@@ -2,8 +2,9 @@
 
 Invariants:
     * counters stay open and are read with ``os.pread``: a sweep costs a few microseconds a zone;
-    * the set of domains is fixed when the reader is made; a zone that comes or goes later is seen at the next
-      start, and until then one that went is a gap named ``domain_vanished`` (D-05);
+    * the set of domains is fixed when the reader is made; a zone that comes later is seen at the next start. One that
+      went is a gap named ``domain_vanished`` (D-05), and is looked for by its name until it is back, as after a
+      reload of the kernel's module;
     * a zone that cannot be read stays in the set as a gap; it is never left out in silence and never 0 (D-06,
       D-10).
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from joulegram_agent.powercap_zones import Zone, measured_zones, powercap_root
 from joulegram_agent.reader import Reading
-from joulegram_agent.reasons import DOMAIN_VANISHED, NO_POWERCAP, PERMISSION_DENIED, READ_FAILED, why
+from joulegram_agent.reasons import DOMAIN_VANISHED, NO_POWERCAP, PERMISSION_DENIED, READ_FAILED, is_gone, why
 from joulegram_pipeline.energy import Domain, Gap, Method
 from joulegram_pipeline.units import uj_to_j
 
@@ -37,6 +38,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+FIND_AGAIN_READS = 50
+"""A zone that went is looked for at each of so many reads, which is every 5 s."""
 
 
 class Counter(Protocol):
@@ -87,6 +91,9 @@ class PowercapReader:
         self._zones: tuple[Zone, ...] = ()
         self._counters: dict[str, Counter] = {}
         self._refused: dict[str, str] = {}
+        self._gone: dict[str, int] = {}
+        self._sysfs_root = sysfs_root
+        self._open_counter = open_counter
         root = powercap_root(sysfs_root)
         try:
             self._zones = measured_zones(sysfs_root)
@@ -96,7 +103,7 @@ class PowercapReader:
         else:
             if not self._zones:
                 self.reason = f"{NO_POWERCAP}: {root} shows no package and no dram"
-        self._open(open_counter)
+        self._open()
         self._drop_mirrors()
         if self._zones and not self._counters:
             zone = self._zones[0]
@@ -120,19 +127,24 @@ class PowercapReader:
                 counters[zone.domain.id] = value
         return Reading(counters, tuple(gaps))
 
+    def lasting(self) -> dict[str, str]:
+        """See `Lasting`: the hardware counts, whoever reads."""
+        return {zone.domain.id: self.source for zone in self._zones}
+
     def close(self) -> None:
         for counter in self._counters.values():
             counter.close()
         self._counters.clear()
+        self._gone.clear()
 
-    def _open(self, open_counter: Callable[[Path], Counter]) -> None:
+    def _open(self) -> None:
         for zone in self._zones:
             path = zone.path / "energy_uj"
             if zone.domain.max_range_uj is None:
                 self._refused[zone.domain.id] = f"{READ_FAILED}: max_energy_range_uj"
             else:
                 try:
-                    self._counters[zone.domain.id] = open_counter(path)
+                    self._counters[zone.domain.id] = self._open_counter(path)
                     continue
                 except OSError as error:
                     self._refused[zone.domain.id] = why(error)
@@ -140,12 +152,14 @@ class PowercapReader:
 
     def _read(self, zone: Zone) -> int | str:
         """The counter in microjoules, or the reason why it is not known."""
-        counter = self._counters.get(zone.domain.id)
+        counter = self._counters.get(zone.domain.id) or self._find_again(zone)
         if counter is None:
             return self._refused.get(zone.domain.id, f"{READ_FAILED}: closed")
         try:
             text = counter.read().strip()
         except OSError as error:
+            if is_gone(error):
+                self._lose(zone, why(error))
             return why(error)
         if not text.isdigit():
             return f"{READ_FAILED}: got {text[:32]!r}, expected a whole number"
@@ -153,6 +167,32 @@ class PowercapReader:
         if zone.domain.max_range_uj is None or value > zone.domain.max_range_uj:
             return f"{READ_FAILED}: got {value}, expected at most {zone.domain.max_range_uj}"
         return value
+
+    def _lose(self, zone: Zone, reason: str) -> None:
+        """Give up a file whose zone went: it does not come back to life with the zone."""
+        key = zone.domain.id
+        self._counters.pop(key).close()
+        self._refused[key] = reason
+        self._gone[key] = 0
+
+    def _find_again(self, zone: Zone) -> Counter | None:
+        """The counter of a zone that went, if the zone is there again: by name, as its number may be another's now."""
+        key = zone.domain.id
+        if key not in self._gone:
+            return None
+        self._gone[key] += 1
+        if self._gone[key] % FIND_AGAIN_READS:
+            return None
+        try:
+            back = [other for other in measured_zones(self._sysfs_root) if other.domain == zone.domain]
+            counter = self._open_counter(back[0].path / "energy_uj") if back else None
+        except OSError as error:
+            log.debug("domain %s: %s", key, error)
+            return None
+        if counter is not None:
+            del self._gone[key]
+            self._counters[key] = counter
+        return counter
 
     def _drop_mirrors(self) -> None:
         """Leave out dies that show the counter of a die before them, as older kernels have it on AMD.

@@ -4,7 +4,7 @@ Invariants:
     * a zone is known by its `name` file; the number in its entry is hexadecimal and arbitrary (psys may be
       any);
     * in: packages (``package-N``, ``package-N-die-M``) and DRAM. Out: core and uncore, which are inside a
-      package, and psys, which contains packages (D-03, D-04, D-48);
+      package, and psys, which contains packages (D-03, D-04, D-48); psys is shown beside (`psys_zones`);
     * ``intel-rapl-mmio`` shows the package a second time: its zone counts only where ``intel-rapl`` has none
       for it.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # The kernel prints entries as "%s:%x" (S3-06); the 11th zone is intel-rapl:a.
 _ENTRY = re.compile(r"^(intel-rapl(?:-mmio)?)((?::[0-9a-f]+)+)$", re.ASCII)
 _PACKAGE = re.compile(r"^package-([0-9]+)(-die-[0-9]+)?$", re.ASCII)
+_PSYS = re.compile(r"^psys(-[0-9]+)?$", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,20 @@ def measured_zones(sysfs_root: Path) -> tuple[Zone, ...]:
             packages_by_msr.add(zone.package)
         chosen[zone.domain.id] = zone
     return tuple(sorted(chosen.values(), key=lambda zone: _natural(zone.domain.id)))
+
+
+def psys_zones(sysfs_root: Path) -> tuple[tuple[str, Path, int | None], ...]:
+    """Name, directory and range of each psys zone. Never raises: no powercap is no psys."""
+    found: dict[str, tuple[str, Path, int | None]] = {}
+    try:
+        paths = sorted(powercap_root(sysfs_root).iterdir())
+    except OSError:
+        return ()
+    for path in paths:
+        name = _read_text(path / "name") if _ENTRY.match(path.name) else None
+        if name is not None and _PSYS.match(name):
+            found.setdefault(name, (name, path, _range(path / "max_energy_range_uj")))
+    return tuple(found[name] for name in sorted(found))
 
 
 def _zone(entry: str, names: dict[str, str], path: Path) -> Zone | None:

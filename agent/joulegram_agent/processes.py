@@ -41,6 +41,8 @@ class ProcessTrees:
         self._seen: dict[int, Seen] = {}
         self._contained_ns: dict[str, int] = {}
         self._were_members: set[int] = set()
+        self._ended: dict[int, int] = {}
+        self._ended_before: dict[int, int] = {}
 
     @property
     def roots(self) -> frozenset[int]:
@@ -56,6 +58,16 @@ class ProcessTrees:
             self._roots[pid] = seen.started
             self._look(new_root=pid)
         return True
+
+    def root_of(self, pid: int) -> int | None:
+        """The named process to whose tree this one belongs, or did until at most two looks ago; else None.
+
+        For what is told of processes after the fact, as by a driver: the look itself is `read`'s.
+        """
+        seen = self._seen.get(pid)
+        if seen is not None:
+            return seen.root
+        return self._ended.get(pid, self._ended_before.get(pid))
 
     def forget(self, pid: int) -> None:
         """Count it no longer; its processes fall to the named ancestor above it, if there is one."""
@@ -76,6 +88,8 @@ class ProcessTrees:
             look: look for new descendants, which can mean reading all of ``/proc``; else only those known are read,
                 and a new one is counted from its beginning when it is found.
         """
+        if look:
+            self._ended_before, self._ended = self._ended, {}
         if not self._roots:
             return {}
         if not look and all(self._files.rests(pid) for pid, seen in self._seen.items() if seen.root is not None):
@@ -99,6 +113,7 @@ class ProcessTrees:
                 was.root = None
                 left[pid] = was
             elif was.root is not None:
+                self._ended[pid] = was.root
                 self._find_new_parents(pid, members)
                 waited = self._who_waited(was.parent, before, members)
                 if waited is not None and waited.root is not None:

@@ -142,6 +142,7 @@ def _counters(agent: LocalAgent, _holder: Hashable, _request: Mapping[str, Any])
             "energy_uj": dict(totals.energy_uj),
             "unplaced_uj": dict(totals.unplaced_uj),
             "gaps": {domain: dict(reasons) for domain, reasons in totals.gaps.items()},
+            "beside": [sensor.to_json() for sensor in agent.beside],
         }
     )
 

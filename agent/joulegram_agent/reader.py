@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from joulegram_pipeline.energy import Domain, Gap, Method
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,26 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Give back what is open; a second call does nothing."""
+
+
+@runtime_checkable
+class Lasting(Protocol):
+    """A reader some of whose counters go on while no agent runs, and mean the same to the next one."""
+
+    def lasting(self) -> Mapping[str, str]:
+        """By domain, the source whose counter it is."""
+
+
+@runtime_checkable
+class SharesBoards(Protocol):
+    """A reader that knows which processes kept a board busy."""
+
+    def process_gpu_ns(self, root_of: Callable[[int], int | None]) -> Mapping[str, Mapping[int, int]]:
+        """Time that each board was kept busy since the last call, see `Tick.process_gpu_ns`.
+
+        Args:
+            root_of: the named process to whose tree a process belongs, None if to no named one's.
+        """
 
 
 class NoEnergyReader:

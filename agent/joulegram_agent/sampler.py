@@ -4,7 +4,7 @@ Invariants:
     * a published window is at least `PUBLISH_S` long on the monotonic clock; nothing finer leaves the agent;
     * ticks of one epoch are contiguous: each starts where the one before ended. Where the wall clock stepped
       against the monotonic one, the tick is a gap named ``clock_step`` and its energy counts as unplaced
-      (D-29);
+      (D-29); where the machine was suspended meanwhile it is a gap named ``suspended``, and likewise;
     * if the wall clock fell back behind the last tick, no window can follow without overlap: a new epoch
       begins;
     * CPU time of the machine, of named processes and of cgroups is read when the energy of the window is, so that no
@@ -28,7 +28,10 @@ from joulegram_agent.counters import MAX_POWER_W, Accumulator
 from joulegram_agent.cpu import CpuTimes, MachineCpu
 from joulegram_agent.every_process import EveryProcess
 from joulegram_agent.processes import ProcessTrees
-from joulegram_pipeline.clock import Clock, SystemClock
+from joulegram_agent.reader import Lasting, SharesBoards
+from joulegram_agent.restart import AGENT_RESTART, Restart
+from joulegram_agent.state import AgentState, Instant
+from joulegram_pipeline.clock import BootClock, SystemClock
 from joulegram_pipeline.energy import PUBLISH_S, Gap, Tick, TickBatch
 from joulegram_pipeline.units import NS_PER_S
 
@@ -40,8 +43,9 @@ if TYPE_CHECKING:
 SAMPLE_S = 0.1
 RING_S = 600
 CLOCK_STEP = "clock_step"
+SUSPENDED = "suspended"
 CLOCK_STEP_NS = 50_000_000
-"""Wall and monotonic clock may drift this far apart in a window before it counts as a step."""
+"""Two clocks may drift this far apart in a window before it counts as a step, or as a suspend."""
 
 _PUBLISH_NS = round(PUBLISH_S * NS_PER_S)
 
@@ -50,15 +54,22 @@ _PUBLISH_NS = round(PUBLISH_S * NS_PER_S)
 class _Edge:
     """The instant at which one window ends and the next begins."""
 
-    wall_ns: int
-    mono_ns: int
+    at: Instant
     cpu: CpuTimes | None
     static_uj: Mapping[str, int]
+
+    @property
+    def wall_ns(self) -> int:
+        return self.at.wall_ns
+
+    @property
+    def mono_ns(self) -> int:
+        return self.at.mono_ns
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What was counted by domain since the agent started, as of the last published tick.
+    """What was counted by domain since the first agent of this boot started, as of the last published tick.
 
     Args:
         at_ns: end of that tick, wall clock; None before the first.
@@ -94,7 +105,7 @@ class Sampler:
         proc_root: Path = Path("/proc"),
         cgroup_root: Path | None = None,
         every_process: bool = False,
-        clock: Clock | None = None,
+        clock: BootClock | None = None,
         sample_s: float = SAMPLE_S,
         ring_s: int = RING_S,
         max_power_w: int = MAX_POWER_W,
@@ -115,9 +126,15 @@ class Sampler:
         self._seq = 0
         self._edge: _Edge | None = None
         self._process_ns: dict[int, int] = {}
-        self._sampled = (0, 0)
+        self._sampled: Instant | None = None
         self._longest_ns = 0
         self._totals = Totals(None, {}, {}, {})
+        self._boards = reader if isinstance(reader, SharesBoards) else None
+        self._restart = Restart(
+            self._boot_id, self._accumulators, reader.lasting() if isinstance(reader, Lasting) else {}
+        )
+        self._left: AgentState | None = None
+        self._state: AgentState | None = None
 
     @property
     def totals(self) -> Totals:
@@ -128,6 +145,15 @@ class Sampler:
     def reads_containers(self) -> bool:
         """Whether there are cgroups to read, so that ticks may hold `container_cpu_ns`."""
         return self.cgroups is not None and self.cgroups.hierarchy is not None
+
+    @property
+    def state(self) -> AgentState | None:
+        """What the next agent needs to go on from the last published tick; None before the first."""
+        return self._state
+
+    def resume(self, left: AgentState) -> None:
+        """Go on from what an agent before left; before the first sample."""
+        self._left = left
 
     @property
     def published(self) -> tuple[Tick, ...]:
@@ -150,20 +176,25 @@ class Sampler:
     def sample(self) -> Tick | None:
         """Read every counter once; the tick if that closed a window. The first call opens the first one."""
         reading = self._reader.read()
-        wall_ns, mono_ns = self._clock.wall_ns(), self._clock.mono_ns()
+        now = Instant.now(self._clock)
         edge = self._edge
-        closes = edge is not None and mono_ns - edge.mono_ns >= _PUBLISH_NS
+        closes = edge is not None and now.mono_ns - edge.mono_ns >= _PUBLISH_NS
         for pid, spent_ns in self.trees.read(look=closes).items():
             self._process_ns[pid] = self._process_ns.get(pid, 0) + spent_ns
-        self._take(reading, wall_ns, mono_ns)
+        going_on = self._resume(now) if edge is None else frozenset()
+        self._take(reading, now)
         if edge is None:
-            for accumulator in self._accumulators.values():
-                accumulator.open()
-            self._begin(self._make_edge(reading, wall_ns, mono_ns))
+            for key, accumulator in self._accumulators.items():
+                if key in going_on:
+                    accumulator.close(AGENT_RESTART)
+                else:
+                    accumulator.open()
+            self._board_times()
+            self._begin(self._make_edge(reading, now))
             return None
         if not closes:
             return None
-        return self._publish(edge, self._make_edge(reading, wall_ns, mono_ns))
+        return self._publish(edge, self._make_edge(reading, now))
 
     async def run(self, on_tick: Callable[[Tick], None]) -> None:
         """Sample until cancelled, calling `on_tick` for each tick."""
@@ -199,20 +230,29 @@ class Sampler:
         passed = (now_ns - self._edge.mono_ns) // self._sample_ns
         return self._edge.mono_ns + (passed + 1) * self._sample_ns
 
-    def _take(self, reading: Reading, wall_ns: int, mono_ns: int) -> None:
-        # A suspended machine's monotonic clock stands still while its counters may not: what counts for the
-        # wrap guard is the longer of the two times.
-        if self._edge is not None:
-            last_wall_ns, last_mono_ns = self._sampled
-            self._longest_ns += max(mono_ns - last_mono_ns, wall_ns - last_wall_ns)
-        self._sampled = (wall_ns, mono_ns)
+    def _resume(self, now: Instant) -> frozenset[str]:
+        """Take up what the agent before left, if it is of this boot; the domains that go on."""
+        left, self._left = self._left, None
+        going_on = self._restart.resume(left, now, self._longest_ns) if left is not None else frozenset()
+        if left is not None and left.boot_id == self._boot_id:
+            self._state = left
+            self._totals = _totals(left)
+        return going_on
+
+    def _board_times(self) -> Mapping[str, Mapping[int, int]]:
+        return {} if self._boards is None else self._boards.process_gpu_ns(self.trees.root_of)
+
+    def _take(self, reading: Reading, now: Instant) -> None:
+        if self._sampled is not None:
+            self._longest_ns += now.since(self._sampled)
+        self._sampled = now
         for domain, raw_uj in reading.counters_uj.items():
-            self._accumulators[domain].offer(raw_uj, self._longest_ns)
+            self._accumulators[domain].offer(raw_uj, self._longest_ns, now.mono_ns)
         for gap in reading.gaps:
             self._accumulators[gap.domain].miss(gap.reason)
 
-    def _make_edge(self, reading: Reading, wall_ns: int, mono_ns: int) -> _Edge:
-        return _Edge(wall_ns, mono_ns, self._machine.read(), reading.static_uj)
+    def _make_edge(self, reading: Reading, now: Instant) -> _Edge:
+        return _Edge(now, self._machine.read(), reading.static_uj)
 
     def _shares(self) -> tuple[dict[int, int], dict[str, int]]:
         """CPU time of the window that ends now, by process and by container; they are disjoint."""
@@ -244,9 +284,8 @@ class Sampler:
             self.cgroups.open()
 
     def _publish(self, start: _Edge, end: _Edge) -> Tick | None:
-        step_ns = (end.wall_ns - start.wall_ns) - (end.mono_ns - start.mono_ns)
-        stepped = abs(step_ns) > CLOCK_STEP_NS
-        energy, static, gaps = self._close_windows(start, end, CLOCK_STEP if stepped else None)
+        energy, static, gaps = self._close_windows(start, end, _out_of_time(start, end))
+        process_gpu_ns = self._board_times()
         if end.wall_ns <= start.wall_ns:
             self._begin(end)
             return None
@@ -264,15 +303,12 @@ class Sampler:
             cpu_total_ns=cpu_total_ns,
             process_cpu_ns=processes,
             container_cpu_ns=containers,
+            process_gpu_ns=process_gpu_ns,
         )
         self._ring.append(tick)
         self._edge = end
-        self._totals = Totals(
-            at_ns=end.wall_ns,
-            energy_uj={key: item.placed_uj for key, item in self._accumulators.items()},
-            unplaced_uj={key: item.unplaced_uj for key, item in self._accumulators.items()},
-            gaps={key: dict(item.gaps) for key, item in self._accumulators.items() if item.gaps},
-        )
+        self._state = self._restart.state(end.at, self._longest_ns)
+        self._totals = _totals(self._state)
         return tick
 
     def _close_windows(
@@ -294,6 +330,24 @@ class Sampler:
         if not self._accumulators and self._reader.reason is not None:
             gaps.append(Gap("*", self._reader.reason))
         return energy, static, tuple(gaps)
+
+
+def _totals(state: AgentState) -> Totals:
+    counted = {key: domain.counted for key, domain in state.domains.items()}
+    return Totals(
+        at_ns=state.at.wall_ns,
+        energy_uj={key: item.placed_uj for key, item in counted.items()},
+        unplaced_uj={key: item.unplaced_uj for key, item in counted.items()},
+        gaps={key: item.gaps for key, item in counted.items() if item.gaps},
+    )
+
+
+def _out_of_time(start: _Edge, end: _Edge) -> str | None:
+    """Why a window's energy has no place on the wall clock, if it has none."""
+    if end.at.asleep_since(start.at) > CLOCK_STEP_NS:
+        return SUSPENDED
+    step_ns = (end.wall_ns - start.wall_ns) - (end.mono_ns - start.mono_ns)
+    return CLOCK_STEP if abs(step_ns) > CLOCK_STEP_NS else None
 
 
 def _cpu_between(start: _Edge, end: _Edge) -> tuple[int | None, int | None]:

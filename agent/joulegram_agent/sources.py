@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from joulegram_agent.beside import with_gpus
-from joulegram_agent.model import WATTS_IDLE, WATTS_MAX, ModelReader
+from joulegram_agent.hwmon_energy import HwmonReader
+from joulegram_agent.model import ModelReader
 from joulegram_agent.msr import MsrReader
 from joulegram_agent.nvml import NvmlReader
 from joulegram_agent.nvml_library import LIBRARY
@@ -19,7 +20,7 @@ from joulegram_pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from joulegram_pipeline.clock import Clock
 
-COUNTERS = ("powercap", "msr", "perf")
+COUNTERS = ("powercap", "msr", "perf", "hwmon")
 """The sources that measure CPUs, in the order in which ``auto`` tries them."""
 
 SOURCES = ("auto", *COUNTERS, "nvml", "model", "none")
@@ -31,8 +32,8 @@ def open_reader(
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
     dev_root: Path = Path("/dev"),
-    watts_idle: float = WATTS_IDLE,
-    watts_max: float = WATTS_MAX,
+    watts_idle: float | None = None,
+    watts_max: float | None = None,
     clock: Clock | None = None,
     nvml_library: str = LIBRARY,
 ) -> Reader:
@@ -45,8 +46,8 @@ def open_reader(
         sysfs_root: ``/sys``, or where the host's is mounted.
         proc_root: ``/proc``, or where the host's is mounted.
         dev_root: ``/dev``, or where the host's is mounted.
-        watts_idle: for the model, watts of an idle logical CPU.
-        watts_max: for the model, watts of a busy logical CPU.
+        watts_idle: for the model, watts of an idle logical CPU; by default the table's (`model_table`).
+        watts_max: for the model, watts of a busy logical CPU; likewise.
         clock: for the model, and for boards whose power is added up.
         nvml_library: the NVIDIA library's name or path.
 
@@ -75,7 +76,7 @@ def open_reader(
     reason = "; ".join(reasons) or None
     if source in COUNTERS:
         return NoEnergyReader(reason or source)
-    model = ModelReader(proc_root, reason, watts_idle=watts_idle, watts_max=watts_max, clock=clock)
+    model = ModelReader(proc_root, sysfs_root, reason, watts_idle=watts_idle, watts_max=watts_max, clock=clock)
     return with_gpus(model, nvml_library, clock) if source == "auto" else model
 
 
@@ -84,4 +85,6 @@ def _open_counters(name: str, sysfs_root: Path, proc_root: Path, dev_root: Path,
         return MsrReader(dev_root, sysfs_root, proc_root, instead_of=instead_of)
     if name == "perf":
         return PerfReader(sysfs_root, proc_root, instead_of=instead_of)
+    if name == "hwmon":
+        return HwmonReader(sysfs_root, instead_of=instead_of)
     return PowercapReader(sysfs_root)

@@ -33,6 +33,7 @@ _OPTIONS = {
     "--proc-root": ("proc_root", Path),
     "--cgroup-root": ("cgroup_root", Path),
     "--processes": ("processes", str),
+    "--state": ("state", Path),
 }
 """Flags of `joulegram agent` and what `run_agent` calls them."""
 

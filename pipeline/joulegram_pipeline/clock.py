@@ -24,6 +24,13 @@ class Clock(Protocol):
         """Nanoseconds that never step back; for durations."""
 
 
+class BootClock(Clock, Protocol):
+    """A clock that also knows how long the machine was suspended."""
+
+    def boot_ns(self) -> int:
+        """As `mono_ns`, but it goes on while the machine is suspended (Linux CLOCK_BOOTTIME)."""
+
+
 class SystemClock:
     """The machine's clocks."""
 
@@ -32,6 +39,9 @@ class SystemClock:
 
     def mono_ns(self) -> int:
         return time.monotonic_ns()
+
+    def boot_ns(self) -> int:
+        return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def utc_iso(wall_ns: int) -> str:

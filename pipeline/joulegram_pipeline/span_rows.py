@@ -31,7 +31,7 @@ class Extract:
         rows: the spans to join, in order of appearance.
         indices: where each stands among all spans of the request.
         runs: the run of each.
-        pids: the process of each, 0 where none is known.
+        pids: the scope each names: a process, or the key of a container or pod; 0 where it names none.
         extras: attributes the join reads or replaces, by row; absent where a span has none.
         links: trace id + span id of spans that are not joined to those of their parents, where any may be needed.
         roots: traces whose root is here and is not joined, where any span of the request is.
@@ -42,7 +42,7 @@ class Extract:
     rows: list[Row] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
-    pids: list[int] = field(default_factory=list)
+    pids: list[int | str] = field(default_factory=list)
     extras: dict[int, dict[str, Any]] = field(default_factory=dict)
     links: dict[bytes, bytes] = field(default_factory=dict)
     roots: set[bytes] = field(default_factory=set)

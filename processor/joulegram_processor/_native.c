@@ -9,13 +9,14 @@ static PyMethodDef methods[] = {
     {"extract", native_extract, METH_VARARGS, "The selected spans of a trace request, or None; see spans.py."},
     {"innermost", native_innermost, METH_VARARGS, "The pieces in which spans are innermost, or None; see attribution.py."},
     {"sweep", native_sweep, METH_VARARGS, "The energy of one scope's pieces, or None; see attribution.py."},
+    {"share", native_share, METH_VARARGS, "The shares of spans that say their CPU time, or None; see attribution_cpu.py."},
     {"join", native_join, METH_VARARGS, "Lines, attributes and figures of a uniform settlement, or None; see join_columns.py."},
     {"splice", native_splice, METH_VARARGS, "A trace request whose spans gain bytes or go, or None; see wire.py."},
     {NULL, NULL, 0, NULL},
 };
 
 /* VERSION is that of the functions' signatures: native.py takes a module of its own version only. */
-static int fill(PyObject *module) { return PyModule_AddIntConstant(module, "VERSION", 1); }
+static int fill(PyObject *module) { return PyModule_AddIntConstant(module, "VERSION", 2); }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill}, {0, NULL}};
 

@@ -40,6 +40,7 @@ int read_column(PyObject *list, Py_ssize_t count, int64_t **out);
 PyObject *native_extract(PyObject *self, PyObject *args);
 PyObject *native_innermost(PyObject *self, PyObject *args);
 PyObject *native_sweep(PyObject *self, PyObject *args);
+PyObject *native_share(PyObject *self, PyObject *args);
 PyObject *native_join(PyObject *self, PyObject *args);
 PyObject *native_splice(PyObject *self, PyObject *args);
 

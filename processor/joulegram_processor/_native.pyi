@@ -5,6 +5,7 @@ from typing import Any
 
 from joulegram_pipeline.records import LedgerLine
 from joulegram_pipeline.span_rows import Row
+from joulegram_processor.attribution_cpu import Part, Slab
 
 VERSION: int
 
@@ -14,7 +15,7 @@ def extract(
     prefixes: tuple[bytes, ...],  # what a name that selects a span may begin with
     wanted: dict[bytes, str],  # span attributes that are read, by their keys in UTF-8
     attributes: frozenset[str],  # keys among them that select a span
-    place: Callable[[dict[str, Any]], tuple[str | None, int]],  # run and process by a resource's attributes
+    place: Callable[[dict[str, Any]], tuple[str | None, int | str]],  # run and scope by a resource's attributes
     run_of: Callable[[dict[str, Any]], str | None],  # the run a span's own attributes name
     /,
 ) -> (
@@ -23,7 +24,7 @@ def extract(
         list[Row],
         list[int],
         list[str],
-        list[int],
+        list[int | str],
         dict[int, dict[str, Any]],
         dict[bytes, bytes],
         set[bytes],
@@ -51,10 +52,17 @@ def sweep(
     own: tuple[list[int], list[int], list[int]],  # of 0; what each span gets is put in, also before a refusal
     /,
 ) -> list[tuple[int, int]] | None: ...  # the time swept
+def share(
+    slabs: list[Slab],
+    parts: list[Part],
+    order: list[int],  # the spans of the parts, by index, each once
+    kind: int,
+    /,
+) -> tuple[list[int], list[int]] | None: ...  # uJ by span in this order, and by slab
 def join(
     # mg/kWh, square_ppm of the interval, whether there is DRAM, whether attributes are wanted, g/kWh, the prefixes of
-    # the doubles with the ratio among them, the texts of scope host and of a process, gas, basis, bound, method
-    what: tuple[int, int, bool, bool, float, tuple[bytes, ...], bytes, bytes, str, str, str, str],
+    # the doubles with the ratio among them, the texts by label, gas, basis, bound, method
+    what: tuple[int, int, bool, bool, float, tuple[bytes, ...], tuple[bytes, ...], str, str, str, str],
     # energy by kind in uJ (cpu, cpu of descendants, dram, dram of descendants), then as in `ColumnJoiner.join`
     columns: tuple[
         list[int],
@@ -62,7 +70,7 @@ def join(
         list[int],
         list[int],
         list[bytes],  # parents
-        list[int],  # scopes
+        list[int],  # labels
         list[Row],
         list[int],  # origins
         list[dict[str, Any]],  # extras

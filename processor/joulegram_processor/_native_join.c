@@ -70,11 +70,15 @@ typedef struct {
     long long mg, square_ppm, lsn, ordinal;
     int with_dram, encode;
     double intensity_g;
-    PyObject *prefixes, *texts[2], *parts[4]; /* parts: gas, basis, bound and method, of the line */
+    PyObject *prefixes, *texts, *parts[4]; /* parts: gas, basis, bound and method, of the line */
     PyObject *columns[4];                      /* cpu and dram, own and of descendants */
-    PyObject *parents, *scopes, *rows, *origins, *extras, *runs;
+    PyObject *parents, *labels, *rows, *origins, *extras, *runs;
     PyObject *names, *name, *run_texts;
 } Constants;
+
+/* The texts of `energy.scope`, as scopes.LABELS has them. */
+static const char *const LABELS[] = {"host", "process", "container", "pod", "span"};
+enum { LABEL_COUNT = sizeof LABELS / sizeof *LABELS };
 
 typedef struct {
     int64_t start, end, uj;
@@ -211,7 +215,7 @@ static int work_out(const Constants *what, PyObject *row, Py_ssize_t index, Tick
 }
 
 /* The attributes a span gains: doubles by their prefixes, then the texts of its scope. */
-static PyObject *attributes_of(const Constants *what, const Figures *of, int scope, Text *text) {
+static PyObject *attributes_of(const Constants *what, const Figures *of, int label, Text *text) {
     const double uj = 1e6, ns = 1e9;
     double values[MAX_DOUBLES];
     int count = 0, ratio_at;
@@ -239,7 +243,10 @@ static PyObject *attributes_of(const Constants *what, const Figures *of, int sco
         put_text(text, bytes, (size_t)size);
         put_text(text, little, 8);
     }
-    put_text(text, PyBytes_AsString(what->texts[scope]), (size_t)PyBytes_Size(what->texts[scope]));
+    char *said;
+    Py_ssize_t length;
+    if (PyBytes_AsStringAndSize(PyTuple_GetItem(what->texts, label), &said, &length) < 0) return NULL;
+    put_text(text, said, (size_t)length);
     return text->failed ? NULL : PyBytes_FromStringAndSize(text->at, (Py_ssize_t)text->size);
 }
 
@@ -263,7 +270,7 @@ static PyObject *name_text(const Constants *what, PyObject *row, PyObject *extra
 }
 
 /* The line up to where `prev_hash` stands, its keys in the order of RFC 8785. */
-static int put_before(const Constants *what, const Figures *of, PyObject *row, Py_ssize_t index, int scope, Text *text) {
+static int put_before(const Constants *what, const Figures *of, PyObject *row, Py_ssize_t index, int label, Text *text) {
     int64_t origin;
     char *parent;
     Py_ssize_t parent_size;
@@ -299,8 +306,9 @@ static int put_before(const Constants *what, const Figures *of, PyObject *row, P
     put_number(text, of->exclusive);
     PUT(text, ",");
     if (status == TAKEN) status = put_str(text, what->parts[3]);
-    if (scope) PUT(text, "\"scope\":\"process\",\"total_uj\":");
-    else PUT(text, "\"scope\":\"host\",\"total_uj\":");
+    PUT(text, "\"scope\":\"");
+    put_text(text, LABELS[label], strlen(LABELS[label]));
+    PUT(text, "\",\"total_uj\":");
     put_number(text, of->total);
     PUT(text, "},\"kind\":\"span\",");
     if (status == TAKEN) status = put_str(text, name);
@@ -352,15 +360,16 @@ static int append(PyObject *list, PyObject *value) {
 /* Everything of one span onto the four lists: lines, attributes, carbon, alignment error. */
 static int join_span(const Constants *what, Py_ssize_t index, Ticks *ticks, Text *text, PyObject *lists[4]) {
     Figures of;
-    int64_t scope;
+    int64_t label;
     PyObject *row = PyList_GetItem(what->rows, index), *run = PyList_GetItem(what->runs, index);
     if (row == NULL || run == NULL) return FAILED;
     int status = work_out(what, row, index, ticks, &of);
-    if (status == TAKEN) status = read_integer(PyList_GetItem(what->scopes, index), &scope);
+    if (status == TAKEN) status = read_integer(PyList_GetItem(what->labels, index), &label);
+    if (status == TAKEN && (label < 0 || label >= LABEL_COUNT)) status = REFUSED;
     if (status != TAKEN) return status;
-    if (append(lists[1], attributes_of(what, &of, scope != 0, text)) != TAKEN) return FAILED;
+    if (append(lists[1], attributes_of(what, &of, (int)label, text)) != TAKEN) return FAILED;
     text->size = 0;
-    status = put_before(what, &of, row, index, scope != 0, text);
+    status = put_before(what, &of, row, index, (int)label, text);
     if (status != TAKEN) return status;
     PyObject *run_text = PyDict_GetItemWithError(what->run_texts, run);
     PyObject *before = run_text == NULL ? NULL : str_of(text);
@@ -381,12 +390,12 @@ PyObject *native_join(PyObject *self, PyObject *args) {
     (void)self;
     Constants what = {0};
     PyObject *tick_list, *chosen, *lists[4] = {NULL}, *result = NULL;
-    if (!PyArg_ParseTuple(args, "(LLppdO!SSUUUU)(O!O!O!O!O!O!O!O!O!O!)O!O!O!OO!LL", &what.mg, &what.square_ppm,
+    if (!PyArg_ParseTuple(args, "(LLppdO!O!UUUU)(O!O!O!O!O!O!O!O!O!O!)O!O!O!OO!LL", &what.mg, &what.square_ppm,
                           &what.with_dram, &what.encode, &what.intensity_g, &PyTuple_Type, &what.prefixes,
-                          &what.texts[0], &what.texts[1], &what.parts[0], &what.parts[1], &what.parts[2],
+                          &PyTuple_Type, &what.texts, &what.parts[0], &what.parts[1], &what.parts[2],
                           &what.parts[3], &PyList_Type, &what.columns[0], &PyList_Type, &what.columns[1], &PyList_Type,
                           &what.columns[2], &PyList_Type, &what.columns[3], &PyList_Type, &what.parents, &PyList_Type,
-                          &what.scopes, &PyList_Type, &what.rows, &PyList_Type, &what.origins, &PyList_Type,
+                          &what.labels, &PyList_Type, &what.rows, &PyList_Type, &what.origins, &PyList_Type,
                           &what.extras, &PyList_Type, &what.runs, &PyList_Type, &tick_list, &PyList_Type, &chosen,
                           &PyDict_Type, &what.names, &what.name, &PyDict_Type, &what.run_texts, &what.lsn,
                           &what.ordinal))

@@ -28,17 +28,17 @@ from operator import eq, not_
 from typing import TYPE_CHECKING, Any
 
 from joulegram_processor import native
-from joulegram_processor.energy_store import HOST
-from joulegram_processor.intervals import IntervalSet, subtract, union
+from joulegram_processor.attribution_cpu import FINE_BITS, Part, ScopeCpu, divide
+from joulegram_processor.claims import Claims
+from joulegram_processor.intervals import subtract, union
+from joulegram_processor.scopes import BY_SPAN, HOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from joulegram_processor.energy_store import EnergyStore, Row, Triple
+    from joulegram_processor.energy_store import EnergyStore
     from joulegram_processor.intervals import Interval
-
-FINE_BITS = 32
-"""Binary digits below the microjoule in a running level."""
+    from joulegram_processor.rows import Row, Triple
 
 Piece = tuple[int, int, int]
 """Start, end, and the index of the span it belongs to."""
@@ -53,10 +53,13 @@ class Columns:
         ends: wall clock, ns; never before its start.
         keys: trace id + span id.
         parents: trace id + parent span id; empty for a root.
-        pids: the process a span belongs to, 0 where none is known.
+        pids: the scope a span names: its process, container or pod; `HOST` where it names none.
+        cpu_ns: CPU time by index, of the spans that say what their threads spent.
+        boards: the scope of the GPU board by index, of the spans that name one.
         own: exclusive energy in microjoules, by kind; filled by `attribute`.
         kids: energy of settled descendants, by kind; filled by `add_up`.
         scopes: the scope each span's energy was taken from, HOST as soon as any of it was; filled by `attribute`.
+        labels: the number of the text that says so; filled by `attribute`.
     """
 
     starts: list[int] = field(default_factory=list)
@@ -64,9 +67,12 @@ class Columns:
     keys: list[bytes] = field(default_factory=list)
     parents: list[bytes] = field(default_factory=list)
     pids: list[int] = field(default_factory=list)
+    cpu_ns: dict[int, int] = field(default_factory=dict)
+    boards: dict[int, int] = field(default_factory=dict)
     own: tuple[list[int], list[int], list[int]] = field(default_factory=lambda: ([], [], []))
     kids: tuple[list[int], list[int], list[int]] = field(default_factory=lambda: ([], [], []))
     scopes: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
     above: list[int | None] = field(default_factory=list)
     """The index of each span's parent, None where it is not among these; filled by `nest`."""
     below: dict[int, list[int]] = field(default_factory=dict)
@@ -93,13 +99,24 @@ class Columns:
                 below[parent] = [index]
 
 
-def attribute(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Columns) -> None:
-    """Fill `own` and `scopes` of spans settled together, and extend what is claimed."""
-    if native.LOADED is None or not _attribute_natively(native.LOADED, store, claimed, spans):
-        attribute_in_python(store, claimed, spans)
+def attribute(store: EnergyStore, claimed: dict[int, Claims], spans: Columns) -> None:
+    """Fill `own`, `scopes` and `labels` of spans settled together, and extend what is claimed."""
+    equally = not spans.cpu_ns and not spans.boards and not _anything_left(claimed, spans)
+    if not equally or native.LOADED is None or not _attribute_natively(native.LOADED, store, claimed, spans):
+        attribute_in_python(store, claimed, spans, equally=equally)
+    labels = {scope: store.label(scope) for scope in set(spans.scopes)}
+    spans.labels = list(map(labels.__getitem__, spans.scopes))
+    for index in spans.cpu_ns:
+        spans.labels[index] = BY_SPAN
 
 
-def _attribute_natively(module: Any, store: EnergyStore, claimed: dict[int, IntervalSet], spans: Columns) -> bool:
+def _anything_left(claimed: dict[int, Claims], spans: Columns) -> bool:
+    """Whether time these spans may want was given with something left over."""
+    left = [times.leftovers[-1][1] for times in claimed.values() if times.leftovers]
+    return bool(left) and bool(spans.starts) and max(left) > min(spans.starts)
+
+
+def _attribute_natively(module: Any, store: EnergyStore, claimed: dict[int, Claims], spans: Columns) -> bool:
     """`attribute` by the native module; nothing is changed where it refuses, as at the instant of naming."""
     count, named = len(spans), store.named_from
     if not count:
@@ -125,12 +142,21 @@ def _attribute_natively(module: Any, store: EnergyStore, claimed: dict[int, Inte
         swept[scope] = busy
     spans.own, spans.scopes = own, homes
     for scope, busy in swept.items():
-        claimed.setdefault(scope, IntervalSet()).add(busy)
+        claimed.setdefault(scope, Claims()).give(busy, store.watermark_ns)
     return True
 
 
-def attribute_in_python(store: EnergyStore, claimed: dict[int, IntervalSet], spans: Columns) -> None:
-    """`attribute` where the native module is not there, or refuses the spans."""
+def attribute_in_python(
+    store: EnergyStore, claimed: dict[int, Claims], spans: Columns, *, equally: bool = True
+) -> None:
+    """`attribute` where the native module is not there, or refuses the spans; its labels are filled by the caller.
+
+    Args:
+        store: the node's energy.
+        claimed: time given before, by scope.
+        spans: those settled together.
+        equally: whether no span says what it spent or names a board, and nothing is left of what they may want.
+    """
     count = len(spans)
     spans.own = ([0] * count, [0] * count, [0] * count)
     named = store.named_from
@@ -154,8 +180,11 @@ def attribute_in_python(store: EnergyStore, claimed: dict[int, IntervalSet], spa
         else:
             _split_at_naming(pieces, pid, named[pid], spans.scopes, by_scope)
 
+    if not equally:
+        _attribute_by_cpu(store, claimed, spans, homes, by_scope)
+        return
     for scope, wanted in by_scope.items():
-        taken = claimed.setdefault(scope, IntervalSet())
+        taken = claimed.setdefault(scope, Claims())
         until = taken.until
         left = [piece for piece in wanted if piece[0] >= until and piece[0] < piece[1]]
         if len(left) < len(wanted):
@@ -166,7 +195,53 @@ def attribute_in_python(store: EnergyStore, claimed: dict[int, IntervalSet], spa
                 for low, high in taken.left(start, end)
             ]
         if left:
-            taken.add(_sweep(store, scope, left, spans))
+            taken.give(_sweep(store, scope, left, spans), store.watermark_ns)
+
+
+def _attribute_by_cpu(
+    store: EnergyStore,
+    claimed: dict[int, Claims],
+    spans: Columns,
+    homes: list[int],
+    by_scope: dict[int, list[Piece]],
+) -> None:
+    """Steps 4 to 7 where spans say what they spent, as attribution_cpu.py has them.
+
+    A span that does is open from its start to its end, whatever is below it: its CPU time is its own already.
+    """
+    at_home: dict[int, list[Piece]] = {}
+    for index in spans.cpu_ns:
+        at_home.setdefault(homes[index], []).append((spans.starts[index], spans.ends[index], index))
+    whole: dict[int, list[Piece]] = {HOST: at_home.pop(HOST, [])}
+    for scope, pieces in at_home.items():
+        _split_at_naming(pieces, scope, store.named_from[scope], spans.scopes, whole)
+    cpu_parts: dict[int, list[Part]] = {}
+    gpu_parts: dict[int, list[Part]] = {}
+    for scope, pieces in whole.items():
+        if pieces:
+            cpu = ScopeCpu(store, scope, min(piece[0] for piece in pieces), max(piece[1] for piece in pieces))
+            parts = cpu_parts.setdefault(scope, [])
+            for start, end, index in pieces:
+                if start < end:
+                    length = spans.ends[index] - spans.starts[index]
+                    weight = cpu.weight(spans.cpu_ns[index] * (end - start) // length, start, end)
+                    parts.append((start, end, index, weight))
+    with_gpu = any(row.kinds[2] for row in store.overlapping(min(spans.starts), max(spans.ends)))
+    for scope, pieces in by_scope.items():
+        equal = [(*piece, None) for piece in pieces if piece[0] < piece[1]]
+        cpu_parts.setdefault(scope, []).extend([part for part in equal if part[2] not in spans.cpu_ns])
+        if with_gpu:  # else there is nothing to share, and what is open for it is open for CPU energy
+            for part in equal:
+                gpu_parts.setdefault(spans.boards.get(part[2], scope), []).append(part)
+    for scope in sorted(cpu_parts.keys() | gpu_parts.keys()):
+        by_cpu, by_board = cpu_parts.get(scope, []), gpu_parts.get(scope, [])
+        indices = {part[2] for part in (*by_cpu, *by_board)}
+        order = [at[3] for at in sorted([(spans.starts[at], spans.ends[at], spans.keys[at], at) for at in indices])]
+        shares = divide(store, scope, claimed.setdefault(scope, Claims()), by_cpu, by_board, order)
+        for own, gains in zip(spans.own, shares, strict=True):
+            if any(gains):
+                for index, gain in zip(order, gains, strict=True):
+                    own[index] += gain
 
 
 def _order(spans: Columns, events: list[int], shift: int) -> Iterable[int]:

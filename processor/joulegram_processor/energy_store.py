@@ -1,124 +1,35 @@
-"""The node's energy over time, split in each tick into pots: idle, one per named process tree, and the host's rest.
+"""The node's energy over time: rows of ticks, each split into pots, and who has a pot of their own.
 
 Invariants:
-    * per tick and kind: idle + Σ process pots + host pot = measured, in whole microjoules;
-    * inside a tick energy is uniform in time, cut by flooring a cumulative count, so that the energy of adjoining
-      pieces adds up to the energy of the whole, to the microjoule;
-    * rows never overlap and are kept in order of time; `watermark_ns` is the end of the last one.
+    * rows never overlap and are kept in order of time; `watermark_ns` is the end of the last one;
+    * a container, pod or board has a pot of its own from the moment a span names it, and for the lookback before, so
+      that its first span, which comes before the tick that counted it, finds it; until then it lies in another's pot.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from joulegram_pipeline.energy import KINDS, Method
-from joulegram_pipeline.exact import apportion
+from joulegram_processor.rows import ZERO, Row, Triple, cut, split_tick
+from joulegram_processor.scopes import BY_HOST, BY_PROCESS, HOST, candidates, label_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from joulegram_pipeline.energy import Domain, Tick, TickBatch
+    from joulegram_pipeline.energy import TickBatch
+    from joulegram_pipeline.records import Json
 
-Triple = tuple[int, int, int]
-"""Microjoules by kind, in the order of `KINDS`: cpu, dram, gpu."""
+__all__ = ["HOST", "ZERO", "EnergyStore", "Row", "Triple", "cut", "split_tick"]
 
-ZERO: Triple = (0, 0, 0)
-
-HOST = 0
-"""The scope of spans that no named process speaks for; pid 0 is no process."""
+MAX_KNOWN = 4_096
+"""Containers, pods and boards with a pot of their own; beyond these what is named stays in the host's pot."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One tick, split.
-
-    Args:
-        start_ns: wall clock.
-        end_ns: exclusive.
-        method: of its energy; UNAVAILABLE where it has none.
-        reason: why energy is missing, wholly or in part.
-        kinds: which of `KINDS` it has energy of.
-        idle: the idle pot.
-        host: the pot of everything no named process spent.
-        processes: the pot of each named process tree.
-    """
-
-    start_ns: int
-    end_ns: int
-    method: Method
-    reason: str | None
-    kinds: tuple[bool, bool, bool]
-    idle: Triple
-    host: Triple
-    processes: dict[int, Triple] = field(default_factory=dict)
-
-    def pot(self, scope: int) -> Triple:
-        """What the spans of a scope may share of this tick."""
-        return self.host if scope == HOST else self.processes.get(scope, ZERO)
-
-    @property
-    def measured(self) -> Triple:
-        cpu, dram, gpu = self.host
-        for pot in (self.idle, *self.processes.values()):
-            cpu, dram, gpu = cpu + pot[0], dram + pot[1], gpu + pot[2]
-        return cpu, dram, gpu
-
-    @property
-    def has_energy(self) -> bool:
-        return True in self.kinds
-
-
-def split_tick(tick: Tick, domains: dict[str, Domain], method: Method, reason: str | None, *, share_idle: bool) -> Row:
-    """Split one tick into its pots.
-
-    1. Add the domains of a kind up.
-    2. Idle: the static part where the source knows it; else the part of the CPU time that nobody used; else nothing.
-       Policy ``share`` has no idle pot: what is left is split among those who ran.
-    3. The rest by CPU time of the same tick: to each named process tree, and what remains of the busy time to the host.
-    4. GPU energy has no CPU key: it stays in the host's pot.
-    """
-    reasons = [f"{gap.domain}: {gap.reason}" for gap in tick.gaps]
-    if reason is not None and not tick.energy_uj:
-        reasons.insert(0, reason)
-    named = sorted(tick.process_cpu_ns)
-    shares = [tick.process_cpu_ns[pid] for pid in named]
-    busy = max(tick.cpu_busy_ns or 0, sum(shares))
-    unused = max(0, (tick.cpu_total_ns or 0) - busy)
-    shares.append(busy - sum(shares))
-
-    idle: list[int] = []
-    pots: list[list[int]] = []
-    kinds: list[bool] = []
-    for kind in KINDS:
-        ids = [name for name in tick.energy_uj if name in domains and domains[name].kind is kind]
-        energy = sum(tick.energy_uj[name] for name in ids)
-        kinds.append(bool(ids))
-        if kind is KINDS[2] or busy == 0:
-            # Nothing ran, or no CPU time is known: all of it is idle where CPU time is known, else the host's.
-            quiet = energy if kind is not KINDS[2] and tick.cpu_total_ns else 0
-            idle.append(quiet)
-            pots.append([*([0] * len(named)), energy - quiet])
-            continue
-        if share_idle:
-            still = 0
-        elif ids and all(name in tick.static_uj for name in ids):
-            still = min(energy, sum(tick.static_uj[name] for name in ids))
-        else:
-            still = apportion(energy, (unused, busy))[0]
-        idle.append(still)
-        pots.append(apportion(energy - still, shares))
-    return Row(
-        start_ns=tick.start_ns,
-        end_ns=tick.end_ns,
-        method=method if any(kinds) else Method.UNAVAILABLE,
-        reason="; ".join(reasons) or (None if any(kinds) else reason or "no_energy_in_tick"),
-        kinds=(kinds[0], kinds[1], kinds[2]),
-        idle=(idle[0], idle[1], idle[2]),
-        host=(pots[0][-1], pots[1][-1], pots[2][-1]),
-        processes={pid: (pots[0][i], pots[1][i], pots[2][i]) for i, pid in enumerate(named)},
-    )
+Given = Callable[[int, int, int], bool]
+"""Whether any energy of a scope was given to spans between two instants."""
 
 
 class EnergyStore:
@@ -127,15 +38,27 @@ class EnergyStore:
     Args:
         retention_ns: rows older than this before the watermark are forgotten.
         share_idle: policy ``share`` instead of ``bucket``.
+        lookback_ns: for how long rows keep what nobody has named.
     """
 
-    def __init__(self, *, retention_ns: int, share_idle: bool = False) -> None:
+    def __init__(self, *, retention_ns: int, share_idle: bool = False, lookback_ns: int = 120_000_000_000) -> None:
         self._retention_ns = retention_ns
+        self._lookback_ns = lookback_ns
         self._share_idle = share_idle
         self.rows: list[Row] = []
         self._ends: list[int] = []
         self.named_from: dict[int, int] = {}
         self.last_reason: str | None = None
+        self._scopes: dict[str, int] = {}
+        self._labels: dict[int, int] = {}
+        self._leaves: dict[str, tuple[str, ...]] = {}
+        """The scopes that what rows keep by key may be counted in."""
+        self._seen: dict[str, int] = {}
+        """The last row that counted for each of those scopes, by its start."""
+        self._kept: dict[int, set[int]] = {}
+        """Rows, by their start, that were not parted for a scope because something of them had been given."""
+        self._next_scope = -1
+        self._folded_ns = 0
 
     @property
     def watermark_ns(self) -> int:
@@ -160,15 +83,114 @@ class EnergyStore:
             if tick.end_ns <= watermark:
                 continue
             row = split_tick(tick, domains, batch.method, batch.reason, share_idle=self._share_idle)
+            row = self._apart(row)
             if row.start_ns < watermark:
-                row = _after(row, watermark)
-            for pid in row.processes:
-                self.named_from.setdefault(pid, row.start_ns)
+                row = row.after(watermark)
+            for scope in row.processes:
+                self.named_from.setdefault(scope, row.start_ns)
             self.rows.append(row)
             self._ends.append(row.end_ns)
             added.append(row)
+        self._fold()
         self._forget()
         return added
+
+    # -- scopes ----------------------------------------------------------------------------------------------
+
+    def resolve(self, key: str, given: Given) -> int:
+        """The scope a key is counted in; `HOST` where no tick knows it.
+
+        Args:
+            key: as a resource or a span names it.
+            given: a row of which anything was given stays as it is, so that no microjoule is given twice.
+        """
+        for candidate in candidates(key):
+            scope = self._scopes.get(candidate)
+            if scope is not None:
+                return scope
+            if candidate in self._seen and len(self._scopes) < MAX_KNOWN:
+                return self._know(candidate, given)
+        return HOST
+
+    def label(self, scope: int) -> int:
+        """The number of a scope's label."""
+        return BY_PROCESS if scope > HOST else self._labels.get(scope, BY_HOST)
+
+    def _know(self, candidate: str, given: Given) -> int:
+        """Give a scope a pot of its own in every row that still tells what was whose."""
+        scope, self._next_scope = self._next_scope, self._next_scope - 1
+        leaves = {leaf: scopes.index(candidate) for leaf, scopes in self._leaves.items() if candidate in scopes}
+        since_ns = self.watermark_ns
+        for at in range(len(self.rows) - 1, self.index(self._folded_ns) - 1, -1):
+            row = self.rows[at]
+            # What is nearer has taken its own out of the detail: the rest lies farther out than the candidate.
+            mine = {leaf: self._owner(leaf, row.start_ns) for leaf in leaves.keys() & row.detail.keys()}
+            if any(given(source, row.start_ns, row.end_ns) for source in set(mine.values())):
+                self._kept.setdefault(scope, set()).add(row.start_ns)
+                continue
+            for leaf in sorted(mine):
+                row = row.moved(leaf, mine[leaf], scope, final=leaves[leaf] == 0)
+                since_ns = row.start_ns
+            self.rows[at] = row
+        self._register(candidate, scope, since_ns)
+        return scope
+
+    def _register(self, candidate: str, scope: int, since_ns: int) -> None:
+        self._scopes[candidate] = scope
+        self._labels[scope] = label_of(candidate)
+        self.named_from[scope] = since_ns
+
+    def _owner(self, leaf: str, at_ns: int) -> int:
+        """The scope in whose pot a key's energy lies in the row that begins at an instant."""
+        for candidate in self._leaves[leaf]:
+            scope = self._scopes.get(candidate)
+            if scope is not None and self.named_from[scope] <= at_ns and at_ns not in self._kept.get(scope, ()):
+                return scope
+        return HOST
+
+    def _apart(self, row: Row) -> Row:
+        """The row with the pots of all that were named."""
+        for leaf in row.detail:
+            scopes = self._leaves.get(leaf)
+            if scopes is None:
+                scopes = self._leaves[leaf] = candidates(leaf)
+            for scope in scopes:
+                self._seen[scope] = row.start_ns
+            owner = self._owner(leaf, row.start_ns)
+            if owner != HOST:
+                row = row.moved(leaf, HOST, owner, final=owner == self._scopes.get(scopes[0]))
+        return row
+
+    def _fold(self) -> None:
+        """Let rows older than the lookback forget what nobody named."""
+        until_ns = self.watermark_ns - self._lookback_ns
+        for at in range(self.index(self._folded_ns), self.index(until_ns)):
+            if self.rows[at].detail:
+                self.rows[at] = replace(self.rows[at], detail={})
+        if until_ns <= self._folded_ns:
+            return
+        self._folded_ns = until_ns
+        for scope in [scope for scope, start_ns in self._seen.items() if start_ns < until_ns]:
+            del self._seen[scope]
+        for leaf in [leaf for leaf, scopes in self._leaves.items() if self._seen.keys().isdisjoint(scopes)]:
+            del self._leaves[leaf]
+
+    def dump_scopes(self) -> Json:
+        """The scopes that have a pot of their own, as JSON."""
+        return {
+            "next": self._next_scope,
+            "known": [[key, scope, str(self.named_from[scope])] for key, scope in self._scopes.items()],
+            "kept": {str(scope): [str(start_ns) for start_ns in sorted(rows)] for scope, rows in self._kept.items()},
+        }
+
+    def load_scopes(self, raw: Json) -> None:
+        """What `dump_scopes` wrote, before the ticks up to then are added again."""
+        self._next_scope = raw["next"]
+        for key, scope, since_ns in raw["known"]:
+            self._register(key, scope, int(since_ns))
+        self._kept = {int(scope): set(map(int, rows)) for scope, rows in raw["kept"].items()}
+
+    # -- energy ----------------------------------------------------------------------------------------------
 
     def index(self, at_ns: int) -> int:
         """Index of the first row that ends after `at_ns`."""
@@ -236,32 +258,11 @@ class EnergyStore:
         if old > 64:  # in portions: deleting from the front of a list moves all of it
             del self.rows[:old]
             del self._ends[:old]
-            alive = {pid for row in self.rows for pid in row.processes}
-            for pid in [pid for pid in self.named_from if pid not in alive]:
-                del self.named_from[pid]
-
-
-def _after(row: Row, start_ns: int) -> Row:
-    """The part of a row from an instant inside it."""
-    return replace(
-        row,
-        start_ns=start_ns,
-        idle=cut(row, row.idle, start_ns, row.end_ns),
-        host=cut(row, row.host, start_ns, row.end_ns),
-        processes={pid: cut(row, pot, start_ns, row.end_ns) for pid, pot in row.processes.items()},
-    )
-
-
-def cut(row: Row, pot: Triple, start_ns: int, end_ns: int) -> Triple:
-    """The part of a row's pot that falls into a window: a difference of floored cumulative counts."""
-    low = max(start_ns, row.start_ns) - row.start_ns
-    high = min(end_ns, row.end_ns) - row.start_ns
-    width = row.end_ns - row.start_ns
-    if low <= 0 and high >= width:
-        return pot
-    cpu, dram, gpu = pot
-    return (
-        cpu * high // width - cpu * low // width,
-        dram * high // width - dram * low // width,
-        gpu * high // width - gpu * low // width,
-    )
+            alive = {scope for row in self.rows for scope in row.processes}
+            begin_ns = self.rows[0].start_ns  # a scope that was loaded may have its rows still to come
+            for scope in [at for at, since in self.named_from.items() if at not in alive and since < begin_ns]:
+                del self.named_from[scope]
+                self._labels.pop(scope, None)
+                self._kept.pop(scope, None)
+            for key in [key for key, scope in self._scopes.items() if scope not in self.named_from]:
+                del self._scopes[key]

@@ -17,10 +17,10 @@ from joulegram_pipeline.energy import Method
 from joulegram_pipeline.exact import apportion, div_half_even
 from joulegram_pipeline.span_rows import END, NAME, START, STATUS
 from joulegram_pipeline.units import MG_PER_G, NS_PER_S, UG_PER_G, UJ_PER_J
-from joulegram_processor.energy_store import HOST
 from joulegram_processor.enrich import Encoder
 from joulegram_processor.intensity.carbon import UJ_MG_PER_UG_KWH, carbon_ug
 from joulegram_processor.intensity.uncertainty import CompiledInterval, default_components
+from joulegram_processor.scopes import LABELS
 from joulegram_processor.spans import node_of, reported_uj, shortened, status_text
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Settled:
         own: exclusive energy by kind, uJ.
         kids: energy of settled descendants by kind, uJ.
         scope: the pot its energy came from.
+        label: the number of the text that says so.
         extras: attributes the join reads.
     """
 
@@ -82,6 +83,7 @@ class Settled:
     own: Triple
     kids: Triple
     scope: int
+    label: int
     extras: dict[str, Any]
 
 
@@ -164,7 +166,7 @@ class Joiner:
         if reported is not None:
             method, total = Method.REPORTED.value, reported
         unavailable = method == Method.UNAVAILABLE.value
-        scope = "host" if span.scope == HOST else "process"
+        scope = LABELS[span.label]
 
         energy: SpanEnergy = {"method": method}
         doubles: dict[str, float] = {}

@@ -16,9 +16,9 @@ import orjson
 from joulegram_pipeline.span_rows import END, NAME, SPAN, START, STATUS, TRACE
 from joulegram_pipeline.units import MG_PER_G, NS_PER_S, UG_PER_G, UJ_PER_J
 from joulegram_processor import native
-from joulegram_processor.energy_store import HOST
 from joulegram_processor.intensity.carbon import UJ_MG_PER_UG_KWH
 from joulegram_processor.intensity.uncertainty import PPM
+from joulegram_processor.scopes import LABELS
 from joulegram_processor.spans import MAX_NAME, node_of, shortened, status_text
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ class ColumnJoiner:
                 self._encode,
                 segment.mg_per_kwh / MG_PER_G,
                 self._joiner.encoder.prefixes(names),
-                texts["host"],
-                texts["process"],
+                texts,
                 *self._fixed(what),
             ),
             (
@@ -144,7 +143,7 @@ class ColumnJoiner:
                 spans.own[1],
                 spans.kids[1],
                 spans.parents,
-                spans.scopes,
+                spans.labels,
                 portion.group.rows,
                 portion.group.origins,
                 portion.group.extras,
@@ -173,7 +172,7 @@ class ColumnJoiner:
         with_dram = window.kinds == CPU_AND_DRAM
         cpu_own, dram_own, _ = spans.own
         cpu_kids, dram_kids, _ = spans.kids
-        parents, scopes = spans.parents, spans.scopes
+        parents, labels = spans.parents, spans.labels
         kinds = _DOUBLES[window.kinds]
         with_ratio = joiner.encoder.packer((*kinds, "energy.total_j", "energy.allocation_ratio", *_TAIL_DOUBLES))
         without_ratio = joiner.encoder.packer((*kinds, "energy.total_j", *_TAIL_DOUBLES))
@@ -235,7 +234,8 @@ class ColumnJoiner:
             half = isqrt(square - 1) // PPM + 1 if square else 0
             lower, upper = ug - half if ug > half else 0, ug + half
 
-            scope = "host" if scopes[index] == HOST else "process"
+            label = labels[index]
+            scope = LABELS[label]
             carbons.append(exclusive_ug)
             if encode:
                 head = (cpu / UJ_PER_J, dram / UJ_PER_J) if with_dram else (cpu / UJ_PER_J,)
@@ -245,7 +245,7 @@ class ColumnJoiner:
                     blob = with_ratio((*head, total / UJ_PER_J, ratio, *tail))
                 else:
                     blob = without_ratio((*head, total / UJ_PER_J, *tail))
-                blobs.append(blob + texts[scope])
+                blobs.append(blob + texts[label])
             else:
                 blobs.append(b"")
 
@@ -280,19 +280,14 @@ class ColumnJoiner:
             ordinal += 1
         return lines, blobs, carbons, aligns
 
-    def _texts(self, what: Uniform) -> dict[str, bytes]:
-        """The encoded string and boolean attributes, by scope."""
+    def _texts(self, what: Uniform) -> tuple[bytes, ...]:
+        """The encoded string and boolean attributes, by label."""
         joiner, segment = self._joiner, what.segment
-        return {
-            scope: joiner.encoder.texts(
-                (
-                    ("energy.method", what.window.method),
-                    ("energy.scope", scope),
-                    *joiner.carbon_texts(segment.resolution, upper_bound=segment.upper_bound),
-                )
-            )
-            for scope in ("host", "process")
-        }
+        carbon = joiner.carbon_texts(segment.resolution, upper_bound=segment.upper_bound)
+        return tuple(
+            joiner.encoder.texts((("energy.method", what.window.method), ("energy.scope", label), *carbon))
+            for label in LABELS
+        )
 
     def _fixed(self, what: Uniform) -> tuple[str, str, str, str]:
         """The parts of a line that are the same for all, in the order of its keys."""

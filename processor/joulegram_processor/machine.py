@@ -17,16 +17,17 @@ from joulegram_pipeline.energy import TickBatch
 from joulegram_pipeline.errors import AgentError, DocumentError, WireError
 from joulegram_pipeline.records import Outgoing, RecordKind
 from joulegram_processor.attribution import add_up, attribute
+from joulegram_processor.claims import Claims
 from joulegram_processor.energy_store import EnergyStore
 from joulegram_processor.enrich import WRITTEN_KEYS, upsert
 from joulegram_processor.foreign import ForeignEnergy
-from joulegram_processor.intervals import IntervalSet
 from joulegram_processor.join import Joiner, Settled
 from joulegram_processor.join_columns import ColumnJoiner, Portion
 from joulegram_processor.machine_types import Outputs
 from joulegram_processor.repeats import Repeats
 from joulegram_processor.runs import Run, account_of, publish
-from joulegram_processor.spans import Batch, SpanReader, reported_uj, roots_of
+from joulegram_processor.scopes import HOST, board_of
+from joulegram_processor.spans import Batch, SpanReader, reported_uj, roots_of, spent_ns
 from joulegram_processor.tally import Tally
 from joulegram_processor.waiting import ANY_RUN, NO_EXTRAS, Waiting
 from joulegram_processor.wire import splice, splice_all, splice_some
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from joulegram_processor.waiting import Settlement
     from joulegram_processor.wire import SpanAt
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 CHUNK = 2048
 """Spans settled between two outputs, so that a second's worth of them is never in memory twice."""
 
@@ -75,13 +76,17 @@ class Machine:
         self._identity = identity
         self._log = log
         self._metrics = metrics
-        self.store = EnergyStore(retention_ns=settings.retention_ns, share_idle=settings.share_idle)
+        self.store = EnergyStore(
+            retention_ns=settings.retention_ns,
+            share_idle=settings.share_idle,
+            lookback_ns=max(settings.lookback_ns, 2 * settings.max_wait_ns),
+        )
         self._joiner = Joiner(self.store, carbon)
         self._columns = ColumnJoiner(self.store, self._joiner, encode=settings.forwarding)
         self._reader = SpanReader(settings.selector, settings.default_run, WRITTEN_KEYS)
         self._foreign = ForeignEnergy()
         self._measures = False
-        self.claimed: dict[int, IntervalSet] = {}
+        self.claimed: dict[int, Claims] = {}
         self._carried: dict[bytes, Triple] = {}
         self._repeats = Repeats(settings.dedupe_spans)
         self._waiting = Waiting()
@@ -176,7 +181,7 @@ class Machine:
             return
         self._metrics.duplicate_spans.inc(self._repeats.mark(batch))
         self._waiting.add(batch)
-        out = Outputs(pids=set(batch.pids) - {0})
+        out = Outputs(pids={pid for pid in set(batch.pids) if isinstance(pid, int) and pid > HOST})
         if not batch.waiting:
             self._release(batch, out)
         self.selected += len(batch.rows)
@@ -264,6 +269,8 @@ class Machine:
         yield from self._publish()
         for times in self.claimed.values():
             times.forget_before(self.store.horizon_ns)
+        for scope in [scope for scope, times in self.claimed.items() if not times.items and scope != HOST]:
+            del self.claimed[scope]
 
     def _settle(self, keys: list[bytes]) -> Iterator[Outputs]:
         """Settle whole traces together: attribute, add up, join, record; requests that are complete leave."""
@@ -271,6 +278,7 @@ class Machine:
         if not group.rows:
             return
         spans = group.spans
+        self._find_scopes(group)
         attribute(self.store, self.claimed, spans)
         add_up(spans, self._carried)
         while len(self._carried) > MAX_CARRIED:
@@ -289,6 +297,25 @@ class Machine:
                 yield self._record_columns(group, chosen, uniform)
             else:
                 yield self._record_each(group, chosen, window)
+
+    def _find_scopes(self, group: Settlement) -> None:
+        """Put scopes in the place of the keys that spans named, now that the ticks of their time are there."""
+        spans = group.spans
+        found = {name: self._scope(name) if isinstance(name, str) else name for name in set(group.named)}
+        spans.pids = list(map(found.__getitem__, group.named))
+        for index, extras in enumerate(group.extras):
+            if extras:
+                spent, board = spent_ns(extras), board_of(extras)
+                if spent is not None:
+                    spans.cpu_ns[index] = spent
+                if board is not None and (scope := self._scope(board)) != HOST:
+                    spans.boards[index] = scope
+
+    def _scope(self, key: str) -> int:
+        return self.store.resolve(key, self._was_given)
+
+    def _was_given(self, scope: int, start_ns: int, end_ns: int) -> bool:
+        return scope in self.claimed and bool(self.claimed[scope].within(start_ns, end_ns))
 
     def _record_columns(self, group: Settlement, chosen: list[int], uniform: Uniform) -> Outputs:
         """Join and record spans of which one thing holds."""
@@ -317,6 +344,7 @@ class Machine:
                     own=(spans.own[0][index], spans.own[1][index], spans.own[2][index]),
                     kids=(spans.kids[0][index], spans.kids[1][index], spans.kids[2][index]),
                     scope=spans.scopes[index],
+                    label=spans.labels[index],
                     extras=group.extras[index],
                 ),
                 window,
@@ -415,10 +443,8 @@ class Machine:
             "position": self.position,
             "log_ns": str(self._log_ns),
             "swept_ns": str(self._swept_ns),
-            "claimed": {
-                str(scope): [[str(low), str(high)] for low, high in times.items]
-                for scope, times in self.claimed.items()
-            },
+            "claimed": {str(scope): times.dump() for scope, times in self.claimed.items()},
+            "scopes": self.store.dump_scopes(),
             "carried": {key.hex(): list(value) for key, value in self._carried.items()},
             "repeats": self._repeats.dump(),
             "waiting": self._waiting.dump(),
@@ -428,21 +454,22 @@ class Machine:
             "reason": self.store.last_reason,
         }
 
-    def load(self, state: Json) -> None:
-        """Take up a dumped state; ticks up to its position must have been given to `store` before.
+    def load_scopes(self, state: Json) -> None:
+        """Before the ticks up to a dumped state's position are given to `store`: who has a pot of their own in them.
 
         Raises:
             DocumentError: the state is of another version.
         """
         if state.get("version") != STATE_VERSION:
             raise DocumentError(f"got machine state version {state.get('version')!r}, expected {STATE_VERSION}")
+        self.store.load_scopes(state["scopes"])
+
+    def load(self, state: Json) -> None:
+        """Take up a dumped state, after `load_scopes` and the ticks up to its position."""
         self.position = state["position"]
         self._log_ns = int(state["log_ns"])
         self._swept_ns = int(state["swept_ns"])
-        self.claimed = {
-            int(scope): IntervalSet((int(low), int(high)) for low, high in times)
-            for scope, times in state["claimed"].items()
-        }
+        self.claimed = {int(scope): Claims.load(times) for scope, times in state["claimed"].items()}
         self._carried = {bytes.fromhex(key): (v[0], v[1], v[2]) for key, v in state["carried"].items()}
         self._repeats.load(state["repeats"])
         self._runs.clear()

@@ -24,6 +24,8 @@ class Settings:
         default_run: the run of spans that name none; None makes it their trace.
         max_wait_ns: log time after which a trace is settled though its root has not come.
         retention_ns: how long ticks are kept.
+        lookback_ns: for how long a container, pod or board that nobody named can still be named; at least twice
+            `max_wait_ns`.
         max_pending: spans waiting at most; beyond it the oldest traces are settled early.
         dedupe_spans: how many of the last joined spans a retry is recognised among, at least.
         share_idle: idle policy ``share`` instead of ``bucket``.
@@ -39,6 +41,7 @@ class Settings:
     default_run: str | None = None
     max_wait_ns: int = 30_000_000_000
     retention_ns: int = 86_400_000_000_000
+    lookback_ns: int = 120_000_000_000
     max_pending: int = 400_000
     dedupe_spans: int = 65_536
     share_idle: bool = False

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from joulegram_pipeline.energy import Method
 from joulegram_pipeline.records import Account, NodeRecord, RunRecord
+from joulegram_processor.scopes import BY_HOST, LABELS, WIDEST_FIRST
 
 if TYPE_CHECKING:
     from joulegram_pipeline.records import TableRef
+    from joulegram_processor.claims import Claims
     from joulegram_processor.energy_store import EnergyStore
-    from joulegram_processor.intervals import IntervalSet
     from joulegram_processor.join import CarbonModel
 
 MAX_TRACES = 64
@@ -169,7 +170,7 @@ def publish(
         dram_uj=run.dram_uj if run.kinds & 2 else None,
         gpu_uj=run.gpu_uj if run.kinds & 4 else None,
         energy_method=overall_method(set(run.methods)),
-        energy_scope=run.scopes.copy().pop() if len(run.scopes) == 1 else "host",
+        energy_scope=next((label for label in WIDEST_FIRST if label in run.scopes), LABELS[BY_HOST]),
         energy_reason="; ".join(sorted(run.reasons)[:4]) or None,
         carbon_ug=run.carbon_ug if run.with_carbon else None,
         carbon_lower_ug=lower,
@@ -202,12 +203,11 @@ def publish(
     )
 
 
-def account_of(
-    store: EnergyStore, claimed: dict[int, IntervalSet], run: Run, start_ns: int, end_ns: int
-) -> Account | None:
+def account_of(store: EnergyStore, claimed: dict[int, Claims], run: Run, start_ns: int, end_ns: int) -> Account | None:
     """Where the energy of a run's window went.
 
-    1. Measured: idle and all pots over the window. 2. Claimed: the pots over the time that spans claimed.
+    1. Measured: idle and all pots over the window. 2. Claimed: the pots over the time that spans claimed, less what
+       was left over of it.
     3. Other: the host's pot less its claims. 4. Unattributed: the processes' pots less theirs.
     5. Other runs: what was claimed less what this run's spans got.
     """
@@ -222,6 +222,8 @@ def account_of(
         if scope not in left:
             continue
         part = sum(sum(store.energy(low, high, scope)) for low, high in times.within(start_ns, end_ns))
+        # A window may cut a leftover where rounding makes it a microjoule more than the pot has there.
+        part = max(0, part - sum(sum(left) for _, _, left in times.left_within(start_ns, end_ns)))
         left[scope] -= part
         given += part
     # Rounding may move a microjoule to this run's spans from one that ends outside the window: it stays outside.

@@ -24,6 +24,7 @@ from joulegram_pipeline.span_rows import (
 )
 from joulegram_pipeline.units import UJ_PER_J
 from joulegram_processor import native
+from joulegram_processor.scopes import key_of
 from joulegram_processor.wire import first_span_offset
 
 if TYPE_CHECKING:
@@ -42,14 +43,19 @@ MAX_NAME = 1024
 MAX_REPORTED_J = 1e9
 """A gigajoule is a megawatt for a quarter of an hour: beyond it a report is no span's energy."""
 
+MAX_SPENT_NS = 2**62
+"""Of CPU time: a century and a half of one CPU."""
+
 _STATUS = ("unset", "ok", "error")
 
-_READ_KEYS = frozenset({"energy.cpu_j", "job.id", "job.type", "kfm.node", "kfm.run_id", "kfm.stac_item"})
-_MARKS = (b"energy.", b"job.", b"kfm.", b"carbon.", b"timing.")
-"""A request without any of these bytes in its spans has no span attribute the join would read or replace."""
+CPU_NS = "joulegram.cpu_ns"
+"""What a span's threads spent while it was innermost on them, as the SDK's SpanProcessor says."""
 
-_CONTAINED = ("container.id", "k8s.pod.uid")
-"""Resource attributes that say the process id is one of another pid namespace."""
+_READ_KEYS = frozenset(
+    {"energy.cpu_j", "hw.id", "job.id", "job.type", "kfm.node", "kfm.run_id", "kfm.stac_item", CPU_NS}
+)
+_MARKS = (b"energy.", b"hw.id", b"job.", b"joulegram.", b"kfm.", b"carbon.", b"timing.")
+"""A request without any of these bytes in its spans has no span attribute the join would read or replace."""
 
 _MAX_NAMES = 65_536
 
@@ -63,7 +69,7 @@ class Batch:
         rows: the selected spans.
         indices: where each stands among all spans of the request.
         runs: the run of each.
-        pids: the process of each, 0 where none is known.
+        pids: the scope each names: a process, or the key of a container or pod; 0 where it names none.
         extras: attributes the join reads or replaces, by row; absent where a span has none.
         keys: trace id + span id of each, `parents` likewise of its parent, empty for a root; `starts` and `ends` in ns.
         total: spans in the request.
@@ -97,7 +103,7 @@ class Batch:
         self.rows: list[Row] = []
         self.indices: list[int] = []
         self.runs: list[str] = []
-        self.pids: list[int] = []
+        self.pids: list[int | str] = []
         self.extras: dict[int, dict[str, Any]] = {}
         self.links: dict[bytes, bytes] = {}
         self.roots: set[bytes] = set()
@@ -217,9 +223,9 @@ class SpanReader:
             self._link(found, named)
         return found
 
-    def _place(self, resource: dict[str, Any]) -> tuple[str | None, int]:
-        """Run and process of the spans of a resource, as far as they name no other."""
-        return run_of(resource) or self._default_run, process_of(resource)
+    def _place(self, resource: dict[str, Any]) -> tuple[str | None, int | str]:
+        """Run and scope of the spans of a resource, as far as they name no other."""
+        return run_of(resource) or self._default_run, key_of(resource)
 
     def _attributes_select(self, payload: bytes, begin: int, named: list[Any]) -> bool:
         """Whether a span that no name selects may carry an attribute that does."""
@@ -243,7 +249,7 @@ class SpanReader:
         picks: Sequence[int] | None,
         first: int,
         run: str | None,
-        pid: int,
+        pid: int | str,
         *,
         by_attribute: bool,
         marked: bool,
@@ -335,16 +341,6 @@ def roots_of(payload: bytes) -> set[bytes]:
     }
 
 
-def process_of(resource: dict[str, Any]) -> int:
-    """The process a resource names, 0 where it names none that could be one of this node's."""
-    pid = resource.get("process.pid")
-    if any(key in resource for key in _CONTAINED):
-        return 0
-    if isinstance(pid, str) and pid.isascii() and pid.isdigit() and len(pid) < 10:
-        pid = int(pid)
-    return pid if isinstance(pid, int) and not isinstance(pid, bool) and 1 < pid < 2**31 else 0
-
-
 def run_of(values: dict[str, Any]) -> str | None:
     """The run an attribute set names, `kfm.run_id` before `job.id`; None where it names none that may be used."""
     for key in ("kfm.run_id", "job.id"):
@@ -381,3 +377,9 @@ def reported_uj(extras: dict[str, Any]) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return round(value * UJ_PER_J) if 0 <= value < MAX_REPORTED_J else None
+
+
+def spent_ns(extras: dict[str, Any]) -> int | None:
+    """The CPU time a span says its threads spent; None where it does not say, or says what cannot be one."""
+    value = extras.get(CPU_NS)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_SPENT_NS else None

@@ -9,6 +9,7 @@ from joulegram_pipeline.energy import Method
 from joulegram_pipeline.span_rows import END, NAME, SPAN, START, STATUS, TRACE
 from joulegram_processor.intensity.carbon import carbon_ug
 from joulegram_processor.runs import MAX_NODES, MAX_PATH, MAX_TRACES, Run
+from joulegram_processor.scopes import LABELS
 from joulegram_processor.spans import NODE_PREFIX, ROOT_NAME, node_of, shortened, status_text
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Tally:
             run.gpu_uj += gpu
             run.kinds |= kinds_mask(what.window.kinds)
             run.methods.add(method)
-            run.scopes.update("process" if scope else "host" for scope in set(_taken(spans.scopes, indices)))
+            run.scopes.update(LABELS[label] for label in set(_taken(spans.labels, indices)))
             run.with_carbon += len(indices)
             run.priced.add(f"{method}/{segment.resolution}")
             run.carbon_ug += sum(_taken(carbons, places))

@@ -47,7 +47,8 @@ class Settlement:
     """Spans settled together, column by column, in the order of the log.
 
     Args:
-        spans: their times, parents and energy.
+        spans: their times, parents and energy; their scopes are still to be found.
+        named: the scope each names, as it was read.
         batches: the request of each.
         at: its place among the selected spans of that request.
         rows: as read.
@@ -57,6 +58,7 @@ class Settlement:
     """
 
     spans: Columns = field(default_factory=Columns)
+    named: list[int | str] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
     at: list[int] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
@@ -183,7 +185,7 @@ class Waiting:
                 (spans.ends, batch.ends),
                 (spans.keys, batch.keys),
                 (spans.parents, batch.parents),
-                (spans.pids, batch.pids),
+                (group.named, batch.pids),
             )
             for column, more in columns:
                 column.extend(more if whole else [more[index] for index in at])

@@ -16,7 +16,7 @@ app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 SourceFlag = Annotated[
     str | None,
-    typer.Option("--source", help="auto, powercap, msr, perf, nvml, model or none.", show_default="auto"),
+    typer.Option("--source", help="auto, powercap, msr, perf, hwmon, nvml, model or none.", show_default="auto"),
 ]
 SysfsFlag = Annotated[
     Path | None, typer.Option("--sysfs-root", help="Where /sys is, or a copy of it.", show_default="/sys")
@@ -66,6 +66,14 @@ def agent(
     proc_root: ProcFlag = None,
     cgroup_root: CgroupFlag = None,
     processes: ProcessesFlag = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            help="File in which the counts survive a restart of the agent.",
+            show_default="agent-state.json beside the socket",
+        ),
+    ] = None,
 ) -> None:
     """See AGENT_HELP."""
     if context.invoked_subcommand is not None:
@@ -81,6 +89,7 @@ def agent(
             "proc_root": proc_root,
             "cgroup_root": cgroup_root,
             "processes": processes,
+            "state": state,
         }
     )
 

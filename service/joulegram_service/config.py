@@ -66,7 +66,7 @@ class AgentConfig(Section):
     """
 
     socket: Path | None = None
-    source: Literal["auto", "powercap", "msr", "perf", "nvml", "model", "none"] = "auto"
+    source: Literal["auto", "powercap", "msr", "perf", "hwmon", "nvml", "model", "none"] = "auto"
     sysfs_root: Path = Path("/sys")
     proc_root: Path = Path("/proc")
     dev_root: Path = Path("/dev")

@@ -158,6 +158,8 @@ class Engine:
                 raise DocumentError(f"got snapshot {str(self._state_file)!r} that is no JSON: {error}") from error
         position = self._spool.start_lsn if state is None else int(state["position"])
         self._check_ahead(position)
+        if state is not None:
+            self._machine.load_scopes(state)
         for lsn, batch in archived:
             if lsn < position:
                 self._machine.store.add(batch)

@@ -32,10 +32,11 @@ _SCOPES = {
     "package": "package",
     "process": "process",
     "container": "container",
+    "pod": "pod",
     "job": "job",
     "span": "job",
 }
-_JOB_LEVEL = frozenset({"process", "container", "job"})
+_JOB_LEVEL = frozenset({"process", "container", "pod", "job"})
 
 
 def rollup_document(run: RunRecord) -> dict[str, Any]:
@@ -44,8 +45,7 @@ def rollup_document(run: RunRecord) -> dict[str, Any]:
     # S0-67: carbon only when energy is known and a factor is declared.
     known = run.energy_uj is not None and run.carbon_ug is not None and run.factor_kg_per_kwh is not None
     co2_kg = ug_to_kg(run.carbon_ug) if known and run.carbon_ug is not None else None
-    # Scope that this contract has no word for ("mixed") is called by the widest: never claim more than is
-    # known (S0-06).
+    # A scope that this contract has no word for is called by the widest: never claim more than is known (S0-06).
     scope = _SCOPES.get(run.energy_scope, "host")
     document: dict[str, Any] = {
         "run_id": run.run_id,

@@ -86,6 +86,17 @@ def test_failed_read_at_a_window_end_is_unplaced() -> None:
     assert dict(accumulator.gaps) == {"read_failed": 1, "unplaced": 1}
 
 
+def test_what_is_not_known_is_said_before_what_has_no_place() -> None:
+    """D-49: a window with energy that straddles its edge, and then a silence too long: the gap is the ambiguous one."""
+    accumulator = counting(0)
+    accumulator.miss("read_failed: EINVAL")
+    accumulator.close()
+    accumulator.offer(7 * J, S)
+    accumulator.offer(9 * J, 70 * S)
+    assert accumulator.close() == Gap("package-0", "ambiguous_wrap")
+    assert accumulator.unplaced_uj == 7 * J
+
+
 def test_domain_never_read_is_a_gap_and_begins_clean() -> None:
     """D-10: no first reading, no energy: not 0; what the counter showed before is never counted."""
     accumulator = Accumulator(Domain("package-0", DomainKind.CPU, RANGE_UJ))

@@ -13,6 +13,7 @@ from joulegram_pipeline.energy import Method
 from joulegram_service.cli_agent import app
 from simulators.cgroupfs import IDS, UID, CgroupTree, in_docker, in_pod
 from simulators.energy_machine import NO_LIBRARY, Machine
+from simulators.hwmon import SensorTree
 from simulators.nvml import NvmlSim, SimBoard, uuid
 
 if TYPE_CHECKING:
@@ -30,18 +31,19 @@ def test_a_machine_that_measures_needs_nothing(tmp_path: Path, monkeypatch: pyte
     assert (diagnosis.takes, diagnosis.method, diagnosis.advice) == ("powercap", Method.MEASURED, None)
     domains = ("package-0", "package-0/dram", "package-1", "package-1/dram")
     assert [sorted(each.domains) for each in diagnosis.found[:3]] == [list(domains)] * 3
-    assert diagnosis.found[3].reason is not None
+    assert diagnosis.found[3].domains == ("package-0", "package-1")
+    assert diagnosis.found[4].reason is not None
     assert "powercap  package-0" in diagnosis.text()
     assert "to do" not in diagnosis.text()
 
 
 NEEDS = {
     "powercap that only root reads": (
-        lambda machine: machine.with_powercap_refused().without_msr().without_perf(),
+        lambda machine: machine.with_powercap_refused().without_msr().without_perf().without_hwmon(),
         "CAP_DAC_READ_SEARCH",
     ),
     "perf that is not permitted, no powercap": (
-        lambda machine: machine.without_powercap().without_msr().without_perf(),
+        lambda machine: machine.without_powercap().without_msr().without_perf().without_hwmon(),
         "CAP_PERFMON",
     ),
 }
@@ -65,10 +67,10 @@ def test_the_least_privilege_is_named(
 
 def test_the_boards_are_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They measure no CPU, so they do not make a machine one that measures."""
-    machine = Machine(tmp_path, monkeypatch).without_powercap().without_msr().without_perf()
+    machine = Machine(tmp_path, monkeypatch).without_powercap().without_msr().without_perf().without_hwmon()
     board = SimBoard(uuid(1))
     diagnosis = examined(machine, NvmlSim(tmp_path / "nvml", board).library)
-    assert diagnosis.found[3].domains == (board.domain,)
+    assert diagnosis.found[4].domains == (board.domain,)
     assert diagnosis.takes == "model+nvml"
     assert not diagnosis.measures
 
@@ -81,7 +83,7 @@ def test_a_machine_without_anything_is_told_so(tmp_path: Path) -> None:
     assert f"no_powercap: {tmp_path}/class/powercap" in plain.output
     machine = CliRunner().invoke(app, ["doctor", "--json", "--sysfs-root", str(tmp_path)])
     said = json.loads(machine.output)
-    assert [each["source"] for each in said["sources"]] == ["powercap", "msr", "perf", "nvml"]
+    assert [each["source"] for each in said["sources"]] == ["powercap", "msr", "perf", "hwmon", "nvml"]
     assert "intel_rapl_msr" in said["advice"]
 
 
@@ -98,3 +100,18 @@ def test_it_says_which_cgroups_there_are_and_what_containers_it_sees(tmp_path: P
     assert (said["containers"], said["pods"]) == (sorted(IDS[:3]), [UID])
     without = CliRunner().invoke(app, ["doctor", *roots, str(tmp_path / "none")])
     assert "cgroups   no_cgroups: " in without.output
+
+
+def test_sensors_are_shown_beside(tmp_path: Path) -> None:
+    """Issue 5: what a board's meter says, with its kind, or why it says nothing; they measure no CPU."""
+    tree = SensorTree(tmp_path)
+    tree.chip("power_meter", "ACPI000D:00", power1_average=210_500_000)
+    tree.supply("BAT0", type="Battery", status="Full")
+    diagnosis = examine(tmp_path, tmp_path, tmp_path, NO_LIBRARY)
+    assert not diagnosis.measures
+    assert "beside    hwmon/power_meter/ACPI000D:00/power1 (board): 210.5 W" in diagnosis.text()
+    assert "beside    battery/BAT0 (battery): not_discharging: got 'Full', expected 'Discharging'" in diagnosis.text()
+    assert [each["id"] for each in diagnosis.to_json()["beside"]] == [
+        "battery/BAT0",
+        "hwmon/power_meter/ACPI000D:00/power1",
+    ]

@@ -28,24 +28,29 @@ S = 1_000_000_000
 def test_idle_and_busy_watts(tmp_path: Path) -> None:
     """D-12: two idle CPUs for 10 s spend 2 x 0.74 W; 5 s of CPU time adds 5 x (3.5 - 0.74) W."""
     proc, clock = FakeProc(tmp_path), ManualClock()
-    reader = ModelReader(tmp_path, "no_powercap", clock=clock)
+    reader = ModelReader(tmp_path, tmp_path / "sys", "no_powercap", clock=clock)
     first = reader.read()
     clock.advance(10 * S)
     proc.spend(5 * S // JIFFY_NS)
     second = reader.read()
     assert second.counters_uj["model/cpu"] - first.counters_uj["model/cpu"] == 14_800_000 + 13_800_000
     assert second.static_uj["model/cpu"] - first.static_uj["model/cpu"] == 14_800_000
-    assert (reader.method, reader.reason, reader.source) == (Method.MODELLED, "no_powercap", "model")
+    assert (reader.method, reader.source) == (Method.MODELLED, "model")
+    assert reader.reason == (
+        "no_powercap; modelled: 0.74 to 3.5 W a logical CPU by CPU time, row 'general mean' of "
+        "https://www.cloudcarbonfootprint.org/docs/methodology/, error 60 %"
+    )
 
 
 def test_watts_can_be_given(tmp_path: Path) -> None:
     """D-12: whoever knows the machine gives its watts."""
     FakeProc(tmp_path, cpus=4)
     clock = ManualClock()
-    reader = ModelReader(tmp_path, watts_idle=10, watts_max=20, clock=clock)
+    reader = ModelReader(tmp_path, tmp_path / "sys", watts_idle=10, watts_max=20, clock=clock)
     reader.read()
     clock.advance(S)
     assert reader.read().counters_uj == {"model/cpu": 40_000_000}
+    assert reader.reason == "modelled: 10 to 20 W a logical CPU, as given"
 
 
 BAD_WATTS = [
@@ -71,7 +76,7 @@ def test_model_carries_what_is_below_a_microjoule(
     """D-12: however often it is read, the sum is the floor of the exact sum, static and dynamic each."""
     root = tmp_path_factory.mktemp("proc")
     proc, clock = FakeProc(root), ManualClock()
-    reader = ModelReader(root, clock=clock)
+    reader = ModelReader(root, root / "sys", clock=clock)
     reader.read()
     for nanos, jiffies in steps:
         clock.advance(nanos)
@@ -91,7 +96,7 @@ def test_unreadable_stat_is_a_gap(tmp_path: Path, text: str) -> None:
     """D-10: without CPU time there is no modelled energy: a gap, not 0 J."""
     FakeProc(tmp_path)
     (tmp_path / "stat").write_text(text)
-    reading = ModelReader(tmp_path).read()
+    reading = ModelReader(tmp_path, tmp_path / "sys").read()
     assert reading.counters_uj == {}
     assert reading.gaps == (Gap("model/cpu", f"read_failed: {tmp_path / 'stat'}"),)
 
@@ -144,5 +149,5 @@ def test_no_energy_is_no_error(tmp_path: Path, source: str, reason: str) -> None
 
 def test_unknown_source_is_refused() -> None:
     """S0-20: the error quotes what was got and lists what may be."""
-    with pytest.raises(ConfigError, match=r"'rapl'.*auto, powercap, msr, perf, nvml, model, none"):
+    with pytest.raises(ConfigError, match=r"'rapl'.*auto, powercap, msr, perf, hwmon, nvml, model, none"):
         open_reader("rapl")

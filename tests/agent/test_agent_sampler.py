@@ -284,7 +284,7 @@ def test_source_without_energy_has_a_gap_and_no_joules(tmp_path: Path) -> None:
 def test_modelled_ticks_know_their_static_part(tmp_path: Path) -> None:
     """D-12: the model's idle watts are the static part of its ticks."""
     clock, proc = ManualClock(), FakeProc(tmp_path)
-    sampler = over(ModelReader(tmp_path, clock=clock), tmp_path, clock)
+    sampler = over(ModelReader(tmp_path, tmp_path / "sys", clock=clock), tmp_path, clock)
     proc.spend(S // JIFFY_NS)
     clock.advance(S)
     tick = sampler.sample()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from pathlib import Path
 
 import pytest
 
 from joulegram_agent.main import open_agent
 from joulegram_agent.powercap import PowercapReader
 from joulegram_agent.reader import NoEnergyReader
-from joulegram_agent.sources import COUNTERS
-from joulegram_pipeline.energy import Method
+from joulegram_agent.sources import COUNTERS, SOURCES
+from joulegram_pipeline.energy import DomainKind, Method
 from simulators.energy_machine import Machine
 from simulators.nvml import NvmlSim, SimBoard, uuid
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize(("packages", "dies"), [(1, 1), (2, 1), (2, 2), (11, 1)])
@@ -24,9 +22,11 @@ def test_a_domain_has_one_id_whatever_reads_it(
 ) -> None:
     """D-05, D-07: every source finds the same packages, dies and DRAM under the same ids, in the same order."""
     machine = Machine(tmp_path, monkeypatch, packages=packages, dies=dies)
-    found = [[(domain.id, domain.kind) for domain in machine.open(source).domains()] for source in COUNTERS]
+    *found, sockets = [[(each.id, each.kind) for each in machine.open(source).domains()] for source in COUNTERS]
     assert len(found[0]) == 2 * packages * dies
     assert found[0] == found[1] == found[2]
+    if dies == 1:  # of sockets alone does the last one know
+        assert sockets == [(name, kind) for name, kind in found[0] if kind is DomainKind.CPU]
 
 
 @pytest.mark.parametrize("source", COUNTERS)
@@ -65,15 +65,19 @@ def test_auto_takes_perf_and_says_why(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_auto_models_and_says_why_not_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """D-06, D-12: without any counter it is the model, with three reasons, and no warning: most machines are such."""
-    reader = Machine(tmp_path, monkeypatch).without_powercap().without_msr().without_perf().open()
+    """D-06, D-12: without any counter it is the model, with all reasons, and no warning: most machines are such."""
+    reader = Machine(tmp_path, monkeypatch).without_powercap().without_msr().without_perf().without_hwmon().open()
     assert (reader.source, reader.method) == ("model", Method.MODELLED)
     assert caplog.messages == []
     assert reader.reason is not None
-    one, two, three = reader.reason.split("; ", 2)
+    one, two, rest = reader.reason.split("; ", 2)
+    three, modelled = rest.split("; no_hwmon: ")
     assert one.startswith("no_powercap: ")
     assert "CAP_SYS_RAWIO" in two
     assert "CAP_PERFMON" in three
+    assert modelled.startswith(
+        f"{tmp_path}/sys/class/hwmon shows no chip amd_energy, expected a driver of package energy; modelled: "
+    )
 
 
 @pytest.mark.parametrize(("source", "missing"), [("msr", "CAP_SYS_RAWIO"), ("perf", "CAP_PERFMON")])
@@ -92,7 +96,7 @@ def test_auto_puts_the_boards_beside_the_cpus(tmp_path: Path, monkeypatch: pytes
     """S0-20: whatever measures or models the CPUs; the method is mixed where one is modelled."""
     machine = Machine(tmp_path, monkeypatch)
     if source == "model":
-        machine.without_powercap().without_msr().without_perf()
+        machine.without_powercap().without_msr().without_perf().without_hwmon()
     board = SimBoard(uuid(1))
     reader = machine.open(nvml_library=NvmlSim(tmp_path / "nvml", board).library)
     assert reader.source == f"{source}+nvml"
@@ -122,3 +126,9 @@ def test_the_agent_takes_the_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert agent.reader.source == "msr"
     assert machine.registers.opened == [0, 1]
     agent.reader.close()
+
+
+def test_the_page_lists_the_sources() -> None:
+    """docs/sources.md: a row for each source that reads something, in the order in which they are tried."""
+    rows = re.findall(r"^\| `(\w+)` \|", (Path(__file__).parents[2] / "docs" / "sources.md").read_text(), re.MULTILINE)
+    assert rows == [source for source in SOURCES if source not in {"auto", "none"}]

@@ -91,7 +91,7 @@ def test_an_id_of_two_readers_is_refused() -> None:
 def test_readings_are_joined_and_all_are_closed(tmp_path: Path) -> None:
     """Counters, gaps and static parts of all, in the order of the readers."""
     FakeProc(tmp_path / "proc")
-    modelled, fixed = ModelReader(tmp_path / "proc", clock=ManualClock()), FixedReader("b", MEASURED, "y")
+    modelled, fixed = ModelReader(tmp_path / "proc", tmp_path, clock=ManualClock()), FixedReader("b", MEASURED, "y")
     both = Beside(modelled, fixed)
     assert [domain.id for domain in both.domains()] == ["model/cpu", "y"]
     reading = both.read()

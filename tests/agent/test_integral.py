@@ -11,7 +11,7 @@ from joulegram_agent.integral import MAX_STEP_NS, PowerIntegral
 from joulegram_pipeline.energy import PUBLISH_S
 from joulegram_pipeline.units import NS_PER_S
 
-W = 1_000
+W = 1_000_000
 MS = 1_000_000
 
 
@@ -25,7 +25,7 @@ def test_steady_and_rising_power() -> None:
 def test_what_is_below_a_microjoule_is_carried() -> None:
     """1 mW read each 300 us is 0.3 uJ a step: three steps are nothing, four are 1 uJ, ten are 3 uJ."""
     integral = PowerIntegral()
-    assert [integral.add(1, step * 300_000) for step in range(11)] == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    assert [integral.add(1_000, step * 300_000) for step in range(11)] == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
 
 
 @given(
@@ -35,15 +35,15 @@ def test_what_is_below_a_microjoule_is_carried() -> None:
 def test_the_counter_is_the_floor_of_the_exact_trapezoids(trace: list[tuple[int, int]], start_ns: int) -> None:
     """Whatever the trace: never above the exact sum, less than 1 uJ below it, and never falling."""
     integral, at_ns, exact_uj = PowerIntegral(), start_ns, Fraction(0)
-    last_mw, last_uj = trace[0][0], 0
-    assert integral.add(last_mw, at_ns) == 0
-    for power_mw, step_ns in trace:
+    last_uw, last_uj = trace[0][0], 0
+    assert integral.add(last_uw, at_ns) == 0
+    for power_uw, step_ns in trace:
         at_ns += step_ns
-        exact_uj += Fraction(last_mw + power_mw, 2) * step_ns / 1_000_000
-        counted_uj = integral.add(power_mw, at_ns)
+        exact_uj += Fraction(last_uw + power_uw, 2) * step_ns / 1_000_000_000
+        counted_uj = integral.add(power_uw, at_ns)
         assert isinstance(counted_uj, int)
         assert last_uj <= counted_uj <= exact_uj < counted_uj + 1
-        last_mw, last_uj = power_mw, counted_uj
+        last_uw, last_uj = power_uw, counted_uj
 
 
 def test_a_hole_is_a_reason_and_not_a_trapezoid() -> None:

@@ -13,8 +13,8 @@ from simulators.traces import tick, tick_batch
 
 if TYPE_CHECKING:
     from joulegram_pipeline.energy import Tick
+    from joulegram_processor.claims import Claims
     from joulegram_processor.energy_store import Triple
-    from joulegram_processor.intervals import IntervalSet
 
 Spec = tuple[int, int, int | None, int]
 """Start, length, number of the parent (None: a root; beyond the last: a stranger), pid."""
@@ -158,7 +158,7 @@ def total_of(store: EnergyStore) -> tuple[int, int, int]:
     return sum(row[0] for row in rows), sum(row[1] for row in rows), sum(row[2] for row in rows)
 
 
-def unclaimed(store: EnergyStore, claimed: dict[int, IntervalSet], scope: int) -> Triple:
+def unclaimed(store: EnergyStore, claimed: dict[int, Claims], scope: int) -> Triple:
     """What is left in a pot outside the time that was claimed."""
     left = list(store.energy(0, 10**6, scope))
     for low, high in claimed[scope].items if scope in claimed else ():
@@ -174,7 +174,7 @@ def test_energy_is_conserved_in_any_grouping(
 ) -> None:
     """Law (D-11, S0-66): Σ own + idle + other + unattributed = measured per kind, 0 uJ off; nothing is negative."""
     store = store_of(made, share_idle=share_idle)
-    claimed: dict[int, IntervalSet] = {}
+    claimed: dict[int, Claims] = {}
     order = data.draw(st.permutations(range(len(spans))))
     cut = sorted({0, len(spans), *data.draw(st.lists(st.integers(0, len(spans)), max_size=3))})
     given_uj = [0, 0, 0]
@@ -229,7 +229,7 @@ def test_the_order_of_spans_is_nothing(made: list[Tick], spans: list[Spec], data
     forward = list(range(len(spans)))
     order = forward[::-1] if data is None else data.draw(st.permutations(forward))
     one, other = columns(spans, forward), columns(spans, list(order))
-    claims: tuple[dict[int, IntervalSet], dict[int, IntervalSet]] = ({}, {})
+    claims: tuple[dict[int, Claims], dict[int, Claims]] = ({}, {})
     for group, claimed in zip((one, other), claims, strict=True):
         attribute(store_of(made), claimed, group)
         add_up(group, {})
@@ -247,7 +247,7 @@ def test_the_order_of_spans_is_nothing(made: list[Tick], spans: list[Spec], data
 def test_time_claimed_is_never_given_again(made: list[Tick], first: list[Spec], second: list[Spec]) -> None:
     """Law: the same spans settled again get nothing, and late ones at most what was left (C-49)."""
     store = store_of(made)
-    claimed: dict[int, IntervalSet] = {}
+    claimed: dict[int, Claims] = {}
     attribute(store, claimed, columns(first, list(range(len(first)))))
     again = columns(first, list(range(len(first))))
     attribute(store, claimed, again)
@@ -261,7 +261,7 @@ def test_time_claimed_is_never_given_again(made: list[Tick], first: list[Spec], 
 def test_a_late_span_shares_what_is_left() -> None:
     """By hand: 10 uJ in 10 ns; 4 ns were claimed, so a span over all of it gets 6 uJ."""
     store = store_of([tick(1, 0, 10, cpu_uj=10)])
-    claimed: dict[int, IntervalSet] = {}
+    claimed: dict[int, Claims] = {}
     attribute(store, claimed, columns([(3, 4, None, 0)], [0]))
     late = columns([(0, 10, None, 0)], [0])
     attribute(store, claimed, late)
@@ -338,7 +338,7 @@ def test_children_settled_before_their_parent_are_carried(
     order = list(range(len(spans)))[::-1]
     cut = sorted({0, len(spans), *data.draw(st.lists(st.integers(0, len(spans)), max_size=3))})
     carried: dict[bytes, Triple] = {}
-    claimed: dict[int, IntervalSet] = {}
+    claimed: dict[int, Claims] = {}
     store = store_of(made)
     own: dict[bytes, tuple[int, int, int]] = {}
     kids: dict[bytes, tuple[int, int, int]] = {}

@@ -15,6 +15,7 @@ from joulegram_processor.energy_store import HOST, EnergyStore
 from joulegram_processor.intensity.chain import IntensityChain
 from joulegram_processor.intensity.table import load_table
 from joulegram_processor.join import CarbonModel, Joined, Joiner, Settled
+from joulegram_processor.scopes import BY_HOST, BY_PROCESS
 from joulegram_schemas import validate
 from simulators.decoded import attributes
 from simulators.traces import TRACE, S, span_id, tick, tick_batch
@@ -40,7 +41,9 @@ def settled(
 ) -> Settled:
     row = ("etl.step", TRACE, span_id(1), b"", start_ns, end_ns, 0)
     found = {key.replace("__", "."): value for key, value in extras.items()}
-    return Settled(row, TRACE + span_id(1), b"", 7, "run-one-0001", own, kids, scope, found)
+    return Settled(
+        row, TRACE + span_id(1), b"", 7, "run-one-0001", own, kids, scope, BY_PROCESS if scope else BY_HOST, found
+    )
 
 
 def joined(store: EnergyStore, span: Settled, model: CarbonModel = MODEL, *, windowed: bool = True) -> Joined:

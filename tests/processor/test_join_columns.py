@@ -155,6 +155,7 @@ def test_columns_give_what_each_span_alone_gives(
                 own=(spans.own[0][at], spans.own[1][at], spans.own[2][at]),
                 kids=(spans.kids[0][at], spans.kids[1][at], spans.kids[2][at]),
                 scope=spans.scopes[at],
+                label=spans.labels[at],
                 extras=extras[at],
             ),
             window,

@@ -197,6 +197,7 @@ def test_a_request_that_is_damaged_while_it_waits_stops_nobody() -> None:
     assert len(node.sent) == 1
     again = Node()
     again.machine._log = node.log
+    again.machine.load_scopes(state)
     again.machine.load(state)
     assert again.machine.holds()["spans"] == 1
 
@@ -245,5 +246,5 @@ def test_what_is_sent_differs_by_appended_attributes_only() -> None:
 def test_a_snapshot_of_another_version_is_refused() -> None:
     """What cannot be read is said, with what was expected."""
     node = Node()
-    with pytest.raises(DocumentError, match="got machine state version 99, expected 1"):
-        node.machine.load(node.machine.dump() | {"version": 99})
+    with pytest.raises(DocumentError, match="got machine state version 99, expected 2"):
+        node.machine.load_scopes(node.machine.dump() | {"version": 99})

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from joulegram_processor import attribution, native
 from joulegram_processor.attribution import Columns, attribute, attribute_in_python
+from joulegram_processor.claims import Claims
 from joulegram_processor.energy_store import EnergyStore
-from joulegram_processor.intervals import IntervalSet
 from processor.compiled import COMPILED, no_growth
 from simulators.traces import T0, S, tick, tick_batch
 
@@ -26,7 +26,7 @@ SMALL = st.integers(0, 40)
 
 
 @st.composite
-def settlements(draw: st.DrawFn) -> tuple[EnergyStore, dict[int, IntervalSet], Columns]:
+def settlements(draw: st.DrawFn) -> tuple[EnergyStore, dict[int, Claims], Columns]:
     """Spans over some ticks: with parents in a tree, a cycle or nowhere, the same id twice, of named processes."""
     store = EnergyStore(retention_ns=10**15)
     scale = draw(st.sampled_from([1, 7, 10**9]))
@@ -60,13 +60,13 @@ def settlements(draw: st.DrawFn) -> tuple[EnergyStore, dict[int, IntervalSet], C
         spans.pids.append(draw(st.sampled_from([0, 0, 7, 8, 9])))
     given = st.lists(st.tuples(SMALL, SMALL), max_size=3)
     claimed = {
-        scope: IntervalSet((low * scale, high * scale) for low, high in draw(given))
+        scope: Claims((low * scale, high * scale) for low, high in draw(given))
         for scope in draw(st.lists(st.sampled_from([0, 7, 8]), unique=True))
     }
     return store, claimed, spans
 
 
-def after(call: Callable[..., None], store: EnergyStore, claimed: dict[int, IntervalSet], spans: Columns) -> Any:
+def after(call: Callable[..., None], store: EnergyStore, claimed: dict[int, Claims], spans: Columns) -> Any:
     """What it leaves, of copies."""
     claimed, spans = deepcopy(claimed), deepcopy(spans)
     call(store, claimed, spans)
@@ -76,7 +76,7 @@ def after(call: Callable[..., None], store: EnergyStore, claimed: dict[int, Inte
 @settings(max_examples=500, deadline=None)
 @given(settlements())
 def test_attribute_gives_every_microjoule_to_whom_the_reference_does(
-    case: tuple[EnergyStore, dict[int, IntervalSet], Columns],
+    case: tuple[EnergyStore, dict[int, Claims], Columns],
 ) -> None:
     """Own energy, scopes and claimed time, in their order; nothing is changed where it refuses."""
     store, claimed, spans = case
@@ -116,7 +116,7 @@ def test_attribute_answers_for_an_ordinary_second(pids: list[int]) -> None:
         spans.keys.append(index.to_bytes(24))
         spans.parents.append((index // 3).to_bytes(24) if index else b"")
         spans.pids.append(pids[index % len(pids)])
-    claimed = {0: IntervalSet([(T0 + S, T0 + S + 1000), (T0 + 2 * S, T0 + 2 * S + 5)])}
+    claimed = {0: Claims([(T0 + S, T0 + S + 1000), (T0 + 2 * S, T0 + 2 * S + 5)])}
     reference = after(attribute_in_python, store, claimed, spans)
     assert attribution._attribute_natively(native.LOADED, store, claimed, spans)
     assert (spans.own, spans.scopes, [(x, y.items) for x, y in claimed.items()]) == reference

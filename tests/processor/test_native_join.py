@@ -17,6 +17,7 @@ from joulegram_processor.intensity.static_factor import StaticFactor
 from joulegram_processor.intensity.table import load_table
 from joulegram_processor.join import CarbonModel, Joiner
 from joulegram_processor.join_columns import ColumnJoiner, Portion
+from joulegram_processor.scopes import LABELS
 from joulegram_processor.waiting import Settlement
 from processor.compiled import COMPILED, no_growth
 from simulators.odd_requests import RUN_IDS, TEXTS
@@ -67,7 +68,7 @@ def chunks(draw: st.DrawFn) -> Chunk:
         spans.starts.append(start)
         spans.ends.append(end)
         spans.parents.append(draw(st.sampled_from([b"", b"p" * 24])))
-        spans.scopes.append(draw(st.sampled_from([0, 77])))
+        spans.labels.append(draw(st.sampled_from(range(len(LABELS)))))
         for column in (*spans.own[:2], *spans.kids[:2]) if dram else (spans.own[0], spans.kids[0]):
             column.append(draw(FIGURES))
         for column in (*spans.own, *spans.kids):
@@ -112,7 +113,7 @@ def test_join_leaks_nothing() -> None:
     store = EnergyStore(retention_ns=10**15)
     store.add(tick_batch(tick(1, NOON, NOON + S, cpu_uj=10**7, dram_uj=5)))
     rows: list[Row] = [(f"etl.{at}", b"t" * 16, bytes([at]) * 8, b"", NOON + at, NOON + S, 0) for at in range(9)]
-    spans = Columns([row[4] for row in rows], [row[5] for row in rows], [], [b"p" * 24] * 9, [], scopes=[0] * 9)
+    spans = Columns([row[4] for row in rows], [row[5] for row in rows], [], [b"p" * 24] * 9, [], labels=[0] * 9)
     spans.own, spans.kids = ([10**5] * 9, [3] * 9, [0] * 9), ([0] * 9, [0] * 9, [0] * 9)
     case = join_case((store, spans, rows, [{}, {"kfm.node": "n"}, {}] * 3, ["run-one-0001"] * 9), MODELS["a region"])
     assert case is not None

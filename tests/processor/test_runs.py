@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from joulegram_processor.attribution import Columns, attribute
+from joulegram_processor.claims import Claims
 from joulegram_processor.energy_store import HOST, EnergyStore
 from joulegram_processor.intensity.static_factor import StaticFactor
-from joulegram_processor.intervals import IntervalSet
 from joulegram_processor.join import CarbonModel, Joined
 from joulegram_processor.runs import MAX_NODES, MAX_TRACES, Identity, Run, account_of, overall_method, publish
 from joulegram_processor.tally import Tally
@@ -149,13 +149,41 @@ def test_where_the_energy_of_a_window_went() -> None:
     """By hand: 1000 uJ of which half idle; a process at two fifths of the rest, claimed for half of the window."""
     store = EnergyStore(retention_ns=10**9)
     store.add(tick_batch(tick(1, 0, 10, cpu_uj=1000, busy_ns=5, total_ns=10, processes={11: 2})))
-    claimed = {HOST: IntervalSet([(0, 5)]), 11: IntervalSet([(5, 10)]), 99: IntervalSet([(0, 10)])}
+    claimed = {HOST: Claims([(0, 5)]), 11: Claims([(5, 10)]), 99: Claims([(0, 10)])}
     account = account_of(store, claimed, Run("run-one-0001", 0, cpu_uj=100), 0, 12)
     assert account is not None
     assert (account.measured_uj, account.idle_uj) == (1000, 500)
     assert (account.spans_uj, account.other_spans_uj) == (100, 150)  # 150 of the host and 100 of the process claimed
     assert (account.other_uj, account.unattributed_uj, account.uncovered_ns) == (150, 100, 2)
     assert account_of(store, claimed, Run("run-one-0001", 0), 20, 30) is None
+
+
+def test_what_was_left_over_is_nobodys() -> None:
+    """Time that was given with something left: that is the host's other energy, or the process's unattributed."""
+    store = EnergyStore(retention_ns=10**9)
+    store.add(tick_batch(tick(1, 0, 10, cpu_uj=1000, static_uj=0, busy_ns=10, total_ns=10, processes={11: 4})))
+    claimed = {HOST: Claims([(0, 10)], [(0, 5, (70, 0, 0))]), 11: Claims([(0, 5)], [(0, 5, (30, 0, 0))])}
+    account = account_of(store, claimed, Run("run-one-0001", 0, cpu_uj=100), 0, 10)
+    assert account is not None
+    assert (account.measured_uj, account.idle_uj) == (1000, 0)
+    assert (account.spans_uj, account.other_spans_uj) == (100, 600 - 70 + 200 - 30 - 100)
+    assert (account.other_uj, account.unattributed_uj) == (70, 230)
+
+
+SCOPES = {
+    "one": ({"process"}, "process"),
+    "none": (set(), "host"),
+    "a span and its process": ({"span", "process"}, "process"),
+    "a container and its pod": ({"container", "pod", "span"}, "pod"),
+    "all": ({"host", "pod", "container", "process", "span"}, "host"),
+}
+
+
+@pytest.mark.parametrize(("scopes", "widest"), SCOPES.values(), ids=SCOPES.keys())
+def test_a_run_is_called_by_the_widest_of_its_scopes(scopes: set[str], widest: str) -> None:
+    """S0-06: no more is claimed than is known of every span."""
+    run = Run("run-one-0001", T0, spans=1, scopes=scopes)
+    assert publish(run, "root_span", (9, 0), T0, IDENTITY, None, CARBON).energy_scope == widest
 
 
 def test_no_part_of_an_account_is_negative() -> None:
@@ -171,7 +199,7 @@ def test_no_part_of_an_account_is_negative() -> None:
         parents=[b""] * count,
         pids=[HOST] * count,
     )
-    claimed: dict[int, IntervalSet] = {}
+    claimed: dict[int, Claims] = {}
     attribute(store, claimed, columns)
     mine = sum(columns.own[0][at] for at in (1, 3, 5))
     account = account_of(store, claimed, Run("run-one-0001", 0, cpu_uj=mine), 7, 10)

@@ -20,7 +20,6 @@ from joulegram_processor.spans import (
     Batch,
     SpanReader,
     node_of,
-    process_of,
     reported_uj,
     run_of,
     shortened,
@@ -150,28 +149,6 @@ RUNS: dict[str, tuple[dict[str, Any], str | None]] = {
 def test_which_run_attributes_name(values: dict[str, Any], wanted: str | None) -> None:
     """S0-37, S1-22: `kfm.run_id` before `job.id`, and only what may name a file."""
     assert run_of(values) == wanted
-
-
-PROCESSES: dict[str, tuple[dict[str, Any], int]] = {
-    "a number": ({"process.pid": 4242}, 4242),
-    "digits": ({"process.pid": "4242"}, 4242),
-    "none": ({}, 0),
-    "a truth": ({"process.pid": True}, 0),
-    "init, which everything descends from": ({"process.pid": 1}, 0),
-    "negative": ({"process.pid": -5}, 0),
-    "too large": ({"process.pid": 2**31}, 0),
-    "too many digits": ({"process.pid": "9" * 5000}, 0),
-    "other digits": ({"process.pid": "٤٢"}, 0),
-    "a fraction": ({"process.pid": 42.0}, 0),
-    "in a container": ({"process.pid": 42, "container.id": "abc"}, 0),
-    "in a pod": ({"process.pid": 42, "k8s.pod.uid": "u"}, 0),
-}
-
-
-@pytest.mark.parametrize(("resource", "pid"), PROCESSES.values(), ids=PROCESSES.keys())
-def test_which_process_a_resource_names(resource: dict[str, Any], pid: int) -> None:
-    """S0-06: only a process that can be one of this node's gives the scope process."""
-    assert process_of(resource) == pid
 
 
 NODES: dict[str, tuple[str, dict[str, Any], str | None]] = {

@@ -78,6 +78,7 @@ def test_columns_count_as_each_span_alone(data: st.DataObject, nodes: int, trace
                 own=(spans.own[0][index], spans.own[1][index], spans.own[2][index]),
                 kids=(spans.kids[0][index], spans.kids[1][index], spans.kids[2][index]),
                 scope=spans.scopes[index],
+                label=spans.labels[index],
                 extras=extras[index],
             ),
             window,

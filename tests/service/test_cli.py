@@ -160,7 +160,7 @@ def test_a_run_id_that_is_no_path_is_refused_before_the_command_runs(tmp_path: P
 def test_an_agent_that_cannot_start_says_why(tmp_path: Path) -> None:
     """A source that is none is exit 2, a socket that cannot be made exit 1; both are quoted."""
     done = joulegram(tmp_path, "agent", "--source=rapl", f"--socket={tmp_path}/a.sock", code=2)
-    assert "got 'rapl', expected one of auto, powercap, msr, perf, nvml, model, none" in done.stderr
+    assert "got 'rapl', expected one of auto, powercap, msr, perf, hwmon, nvml, model, none" in done.stderr
     done = joulegram(tmp_path, "agent", "--socket=/proc/joulegram/a.sock", code=1)
     assert "'/proc/joulegram/a.sock'" in done.stderr
 

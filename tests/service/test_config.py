@@ -95,7 +95,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "a source that is none": (
         "agent: {source: rapl}",
         "agent.source: got 'rapl'",
-        "'powercap', 'msr', 'perf', 'nvml', 'model' or 'none'",
+        "'powercap', 'msr', 'perf', 'hwmon', 'nvml', 'model' or 'none'",
     ),
     "an idle policy that is none": (
         "energy: {idle: split}",

@@ -194,7 +194,7 @@ def test_what_is_said_of_a_commands_flags_is_so() -> None:
     assert not {"--grpc-endpoint", "--http-endpoint", "--metrics-endpoint"} & flags_of(COMMANDS["run",])
     assert flags_of(COMMANDS["validate",]) - {"--help"} == {"--config", "--data-dir", "--region", "--upstream"}
     roots = {"--sysfs-root", "--proc-root", "--cgroup-root"}
-    assert flags_of(COMMANDS["agent",]) - {"--help"} == {"--socket", "--source", "--processes"} | roots
+    assert flags_of(COMMANDS["agent",]) - {"--help"} == {"--socket", "--source", "--processes", "--state"} | roots
     assert flags_of(COMMANDS["agent", "doctor"]) - {"--help"} == {"--json"} | roots
     assert flags_of(COMMANDS["ledger", "verify"]) - {"--help"} == {"--expect-head", "--expect-lines"}
 

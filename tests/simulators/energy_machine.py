@@ -11,6 +11,7 @@ from joulegram_agent.msr import MsrReader
 from joulegram_agent.perf import PerfReader
 from joulegram_agent.powercap import PowercapReader
 from joulegram_agent.sources import open_reader
+from simulators.hwmon import SensorTree
 from simulators.msr import MsrMachine
 from simulators.perf import PowerPmu
 from simulators.powercap import PowercapTree
@@ -38,6 +39,9 @@ class Machine:
         self.tree.advance({domain: 10**9 * number for number, domain in enumerate(self.tree.domain_ids)})
         self.registers = MsrMachine(root, packages=packages, dies=dies)
         self.pmu = PowerPmu(self.registers, f"0-{packages * dies - 1}")
+        # Drivers that read the same registers: each package twice as far, as the driver began to count elsewhere.
+        self.chips = SensorTree(root / "sys")
+        self.driver = self.chips.amd_energy(2, *(10**9 * (2 * number + 1) for number in range(packages)))
         perf = partial(PerfReader, open_counter=self.pmu.open_counter)
         monkeypatch.setattr(sources, "MsrReader", partial(MsrReader, open_msr=self.registers.open_msr))
         monkeypatch.setattr(sources, "PerfReader", perf)
@@ -66,6 +70,10 @@ class Machine:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
         self.monkeypatch.setattr(sources, "PowercapReader", partial(PowercapReader, open_counter=refuse))
+        return self
+
+    def without_hwmon(self) -> Machine:
+        (self.driver / "name").write_text("k10temp\n")
         return self
 
     def without_perf(self) -> Machine:

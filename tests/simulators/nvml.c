@@ -3,10 +3,11 @@
  *
  *     init CODE                            what nvmlInit_v2 answers
  *     count CODE                           what nvmlDeviceGetCount_v2 answers
- *     board UUID ENERGY_MJ POWER_MW MIG AGE FIND UUID_CODE ENERGY POWER MIGMODE NAME
+ *     board UUID ENERGY_MJ POWER_MW MIG AGE FIND UUID_CODE ENERGY POWER MIGMODE SAMPLES NAME
+ *     sample BOARD PID AT_US SM_PERCENT    of nvmlDeviceGetProcessUtilization, by the board's index
  *
- * with the boards in the order of their index; the five words before NAME are the codes of the calls they are
- * named for, and a NAME of - is refused. AGE goes up when a board is reset: a handle taken before is dead (INVALID_ARGUMENT) from then on. */
+ * with the boards in the order of their index; the six words before NAME are the codes of the calls they are
+ * named for, and a NAME of - is refused. With MIG the samples are not supported, whatever their code. AGE goes up when a board is reset: a handle taken before is dead (INVALID_ARGUMENT) from then on. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdint.h>
@@ -17,6 +18,7 @@ enum {
     OK = 0,
     UNINITIALIZED = 1,
     INVALID_ARGUMENT = 2,
+    NOT_SUPPORTED = 3,
     NOT_FOUND = 6,
     INSUFFICIENT_SIZE = 7,
     OPERATING_SYSTEM = 17,
@@ -27,12 +29,21 @@ typedef struct {
     char uuid[96], name[96];
     unsigned long long energy_mj;
     unsigned power_mw, mig, age;
-    int find, uuid_code, energy_code, power_code, mig_code;
+    int find, uuid_code, energy_code, power_code, mig_code, samples_code;
 } Board;
 
+/* nvmlProcessUtilizationSample_t. */
 typedef struct {
-    int init, count_code, boards;
+    unsigned pid;
+    unsigned long long at_us;
+    unsigned sm, memory, encoder, decoder;
+} Sample;
+
+typedef struct {
+    int init, count_code, boards, samples;
     Board board[16];
+    Sample sample[64];
+    unsigned sampled[64];
 } State;
 
 static int users;
@@ -54,10 +65,15 @@ static int load(State *state) {
         if (sscanf(line, "init %d", &state->init) == 1 || sscanf(line, "count %d", &state->count_code) == 1)
             continue;
         if (state->boards < 16 &&
-            sscanf(line, "board %95s %llu %u %u %u %d %d %d %d %d %95[^\n]", b->uuid, &b->energy_mj, &b->power_mw,
+            sscanf(line, "board %95s %llu %u %u %u %d %d %d %d %d %d %95[^\n]", b->uuid, &b->energy_mj, &b->power_mw,
                    &b->mig, &b->age, &b->find, &b->uuid_code, &b->energy_code, &b->power_code, &b->mig_code,
-                   b->name) == 11)
+                   &b->samples_code, b->name) == 12)
             state->boards++;
+        else if (state->samples < 64 &&
+                 sscanf(line, "sample %u %u %llu %u", &state->sampled[state->samples],
+                        &state->sample[state->samples].pid, &state->sample[state->samples].at_us,
+                        &state->sample[state->samples].sm) == 4)
+            state->samples++;
     }
     fclose(file);
     return OK;
@@ -183,6 +199,26 @@ int nvmlDeviceGetPowerUsage(void *handle, unsigned *milliwatts) {
     if (code == OK && (code = board->power_code) == OK)
         *milliwatts = board->power_mw;
     return code;
+}
+
+/* As the header says: a first call without a buffer for the number, NOT_FOUND where nothing is newer. */
+int nvmlDeviceGetProcessUtilization(void *handle, Sample *to, unsigned *count, unsigned long long since_us) {
+    State state;
+    Board *board;
+    unsigned found = 0, room = to ? *count : 0;
+    int code = find(handle, &state, &board);
+    if (code != OK || (code = board->samples_code) != OK)
+        return code;
+    if (board->mig)
+        return NOT_SUPPORTED;
+    for (int i = 0; i < state.samples; i++)
+        if (&state.board[state.sampled[i]] == board && state.sample[i].at_us > since_us) {
+            if (found < room)
+                to[found] = state.sample[i];
+            found++;
+        }
+    *count = found;
+    return !found ? NOT_FOUND : found > room ? INSUFFICIENT_SIZE : OK;
 }
 
 /* Very old libraries have no such function; OLD builds one. */

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -58,8 +58,11 @@ class SimBoard:
     energy_code: int = 0
     power_code: int = 0
     mig_code: int = 0
+    samples_code: int = 0
     name: str = "NVIDIA H100 80GB HBM3"
     truth_mj: int = 0
+    samples: list[tuple[int, int, int]] = field(default_factory=list)
+    """(pid, microseconds, percent) of the processes on it."""
 
     @property
     def domain(self) -> str:
@@ -73,7 +76,8 @@ class SimBoard:
 
     def line(self) -> str:
         """Its line in ``nvml.txt``."""
-        codes = f"{self.find_code} {self.uuid_code} {self.energy_code} {self.power_code} {self.mig_code}"
+        board = f"{self.find_code} {self.uuid_code} {self.energy_code} {self.power_code}"
+        codes = f"{board} {self.mig_code} {self.samples_code}"
         return f"board {self.uuid} {self.energy_mj} {self.power_mw} {int(self.mig)} {self.age} {codes} {self.name}\n"
 
 
@@ -100,6 +104,8 @@ class NvmlSim:
         """Make the library say what the boards hold now."""
         whole = self._state.with_suffix(".new")
         lines = [f"init {self.init_code}\n", f"count {self.count_code}\n", *(board.line() for board in self.boards)]
+        for index, board in enumerate(self.boards):
+            lines += [f"sample {index} {pid} {at_us} {percent}\n" for pid, at_us, percent in board.samples]
         whole.write_text("".join(lines))
         whole.replace(self._state)
 

@@ -78,6 +78,7 @@ class PowercapTree:
         psys: a top-level psys zone, in front of the packages.
         mmio: ``intel-rapl-mmio:0`` shows package 0 again.
         start_uj: every counter's first value.
+        opened: the files that `open_counter` opened.
     """
 
     root: Path
@@ -96,6 +97,7 @@ class PowercapTree:
     start_uj: int = 1_000_000
     truth_uj: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
+    opened: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._zones: dict[str, SimZone] = {}
@@ -125,7 +127,9 @@ class PowercapTree:
 
     def open_counter(self, path: Path) -> FaultyCounter:
         """For `PowercapReader`: counters that fail with the errno in `faults`, by domain id."""
-        return FaultyCounter(self, path)
+        counter = FaultyCounter(self, path)
+        self.opened.append(path)
+        return counter
 
     def check(self, path: Path) -> None:
         """Raise the fault set for the zone of this ``energy_uj``."""
@@ -148,6 +152,10 @@ class PowercapTree:
     def advance_watts(self, watts: Mapping[str, int], millis: int) -> None:
         """Spend power for a time: W x ms are mJ."""
         self.advance({domain: power * millis * 1_000 for domain, power in watts.items()})
+
+    def counter_uj(self, domain: str) -> int:
+        """What a counter shows."""
+        return self._zones[domain].counter_uj
 
     def reset(self, domain: str, counter_uj: int = 0) -> None:
         """Set a counter anew, as a reload of the driver does."""

@@ -12,17 +12,26 @@ BOOT_ID = "0f1e2d3c-4b5a-4697-8899-aabbccddeeff"
 
 
 class ManualClock:
-    """Wall and monotonic clock; `advance` moves both, `step_wall` the wall alone."""
+    """Wall, monotonic and boot clock; `advance` moves all, `step_wall` the wall, `suspend` all but the monotonic."""
 
     def __init__(self, wall_ns: int = 1_700_000_000_000_000_000, mono_ns: int = 5_000_000_000) -> None:
         self._wall_ns = wall_ns
         self._mono_ns = mono_ns
+        self._asleep_ns = 0
 
     def wall_ns(self) -> int:
         return self._wall_ns
 
     def mono_ns(self) -> int:
         return self._mono_ns
+
+    def boot_ns(self) -> int:
+        return self._mono_ns + self._asleep_ns
+
+    def suspend(self, nanos: int) -> None:
+        """The machine sleeps; the wall clock is right again when it wakes."""
+        self._wall_ns += nanos
+        self._asleep_ns += nanos
 
     def advance(self, nanos: int) -> None:
         self._wall_ns += nanos

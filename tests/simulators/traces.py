@@ -114,6 +114,8 @@ def tick(
     busy_ns: int | None = None,
     total_ns: int | None = None,
     processes: Mapping[int, int] | None = None,
+    containers: Mapping[str, int] | None = None,
+    on_gpu: Mapping[int, int] | None = None,
     gaps: Sequence[tuple[str, str]] = (),
 ) -> Tick:
     """A tick of the three domains; a kind that is None was not read."""
@@ -128,6 +130,8 @@ def tick(
         cpu_busy_ns=busy_ns,
         cpu_total_ns=total_ns,
         process_cpu_ns=dict(processes or {}),
+        container_cpu_ns=dict(containers or {}),
+        process_gpu_ns={} if on_gpu is None else {GPU.id: dict(on_gpu)},
     )
 
 

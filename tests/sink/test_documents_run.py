@@ -94,6 +94,7 @@ def test_what_is_not_known_is_null_with_a_reason() -> None:
         ("modelled", "process", ("estimated", "modelled", "process", "estimate, job-level")),
         ("reported", "span", ("estimated", "reported", "job", "estimate, job-level")),
         ("mixed", "mixed", ("mixed", "mixed", "host", "estimate, host-level")),
+        ("measured", "pod", ("measured", "measured", "pod", "estimate, job-level")),
         ("measured", "container", ("measured", "measured", "container", "estimate, job-level")),
     ],
 )
