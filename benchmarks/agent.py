@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,6 +165,9 @@ def plain(name: str, command: list[str], seconds: float) -> None:
             time.sleep(3)
             before, begun = cpu_s(process.pid), time.monotonic()
             time.sleep(seconds)
+            if process.poll() is not None:
+                print(f"{name:>12} ended with {process.returncode}")
+                return
             report(name, process.pid, cpu_s(process.pid) - before, time.monotonic() - begun)
         finally:
             process.terminate()
@@ -177,9 +179,9 @@ def bare(seconds: float, root: Path) -> None:
     plain("bare", [sys.executable, "-c", BARE, *files, "/proc/stat"], seconds)
 
 
-def carbon_ops(seconds: float, root: Path) -> None:
+def carbon_ops(seconds: float, root: Path, base: str) -> None:
     """Its daemon, on the devices path of two zones: under the class path it finds none."""
-    venv.create(root / "venv", with_pip=True)
+    subprocess.run([base, "-m", "venv", str(root / "venv")], check=True)
     python = str(root / "venv/bin/python")
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "carbon-ops==0.1.1"]
     if subprocess.run(install, check=False).returncode:
@@ -187,8 +189,8 @@ def carbon_ops(seconds: float, root: Path) -> None:
         return
     zones = PowercapTree(root / "sys", core=False)
     powercap = zones.root / "devices" / "virtual" / "powercap"
-    daemon = [python, "-m", "carbon_ops.governor.daemon", "--socket", str(root / "ops.sock")]
-    plain("carbon-ops", [*daemon, "--rapl-path", str(powercap)], seconds)
+    daemon = [python, "-m", "carbon_ops.governor.daemon", "--socket-path", str(root / "ops.sock")]
+    plain("carbon-ops", [*daemon, "--socket-group=root", "--powercap-root", str(powercap)], seconds)
 
 
 def main() -> None:
@@ -196,6 +198,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="each system (default 60)")
     parser.add_argument("--systems", default="bare,named,all", help="of bare, named, all, carbon-ops, with commas")
     parser.add_argument("--active", action="store_true", help="the named processes do something")
+    parser.add_argument(
+        "--carbon-ops-python", default="python3.12", help="that carbon-ops runs on: before 3.12 its daemon cannot start"
+    )
     arguments = parser.parse_args()
     print(f"{'system':>12} {'CPU %':>8} {'RSS MiB':>8} {'anon':>8}", flush=True)
     with sleepers(active=arguments.active) as pids:
@@ -204,7 +209,7 @@ def main() -> None:
                 if system == "bare":
                     bare(arguments.seconds, Path(directory))
                 elif system == "carbon-ops":
-                    carbon_ops(arguments.seconds, Path(directory))
+                    carbon_ops(arguments.seconds, Path(directory), arguments.carbon_ops_python)
                 else:
                     agent(system, arguments.seconds, Path(directory), pids)
 

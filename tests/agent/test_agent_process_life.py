@@ -90,10 +90,10 @@ burn(0.02)
     assert 10 * MS <= spent < 250 * MS
 
 
-def open_files(pid: int) -> int:
-    """How many files of this process we have open."""
+def open_files(folder: Path) -> int:
+    """How many files of this folder we have open."""
     links = [os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()]
-    return sum(link.startswith(f"/proc/{pid}/") for link in links)
+    return sum(link.startswith(f"{folder}/") for link in links)
 
 
 def test_ended_root_is_told_by_its_descriptor() -> None:
@@ -102,11 +102,11 @@ def test_ended_root_is_told_by_its_descriptor() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         assert trees.name(process.pid)
         assert trees.read() == {process.pid: 0}
-        assert open_files(process.pid) > 0
+        assert open_files(Path(f"/proc/{process.pid}")) > 0
         process.kill()
     assert trees.read(look=False) == {}
     assert trees.roots == frozenset()
-    assert open_files(process.pid) == 0
+    assert open_files(Path(f"/proc/{process.pid}")) == 0
 
 
 def test_pid_used_again_between_two_reads_is_not_the_old_one(tmp_path: Path) -> None:
@@ -119,6 +119,7 @@ def test_pid_used_again_between_two_reads_is_not_the_old_one(tmp_path: Path) -> 
     proc.start(10, started=777, own=500)
     assert trees.read(look=False) == {}
     assert trees.roots == frozenset()
+    assert open_files(tmp_path / "10") == 0, "the newcomer's file was opened to see who it is"
 
 
 def test_child_with_an_old_pid_is_counted_from_its_beginning(tmp_path: Path) -> None:
@@ -184,7 +185,8 @@ def test_child_that_gets_another_parent_while_asleep_is_taken_off_who_waits_for_
     """A tree under an init of its own (a subreaper): the orphan has not run, its parent is another all the same."""
     proc = FakeProc(tmp_path)
     (tmp_path / "self").symlink_to(str(os.getpid()))
-    monkeypatch.setattr(process_files, "_ran_ns", lambda pid: 0)  # no clock ever moves
+    ran_ns = {10: 0, 11: 0, 12: 0}
+    monkeypatch.setattr(process_files, "_ran_ns", ran_ns.get)
     for pid, parent in ((10, 1), (11, 10), (12, 11)):
         proc.start(pid, parent=parent, own=20)
     trees = ProcessTrees(proc.root)
@@ -193,10 +195,13 @@ def test_child_that_gets_another_parent_while_asleep_is_taken_off_who_waits_for_
     proc.end(11)
     proc.processes[12].parent = 10
     proc.rewrite(12)
-    trees.read(look=False)
-    monkeypatch.setattr(process_files, "_ran_ns", lambda pid: 1)
+    del ran_ns[11]
+    ran_ns[10] = 1  # it waited for 11; 12 sleeps
+    assert trees.read(look=False) == {10: 0}
     proc.end(12)
-    assert trees.read() == {10: 0}
+    del ran_ns[12]
+    ran_ns[10] = 2
+    assert trees.read(look=False) == {10: 0}
 
 
 def test_more_children_than_a_page_of_the_kernels_list(tmp_path: Path) -> None:
