@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    # asyncio goes on without TLS where there is no ssl, and the agent speaks none: OpenSSL would be a fifth of its
-    # memory, and is nothing to have in a privileged process that does not need it.
-    sys.modules["ssl"] = None  # type: ignore[assignment]
+    # asyncio goes on without TLS where there is no ssl. The agent speaks TLS only to where it sends its own OTLP;
+    # else OpenSSL would be a fifth of its memory, and is nothing to have in a privileged process.
+    if not any(each.lower().startswith("--otlp-endpoint=https:") for each in sys.argv[1:]):
+        sys.modules["ssl"] = None  # type: ignore[assignment]
 
     from joulegram_agent.standalone import main
 

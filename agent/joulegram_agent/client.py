@@ -8,11 +8,11 @@ import json
 from typing import TYPE_CHECKING, Any, Self
 
 from joulegram_agent.protocol import MAX_ANSWER_BYTES, VERSION
-from joulegram_pipeline.energy import TickBatch
+from joulegram_pipeline.energy import PUBLISH_S, TickBatch
 from joulegram_pipeline.errors import AgentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -24,7 +24,7 @@ class AgentClient:
 
     Every method raises AgentError, with the path, when the socket is missing, the agent is away or speaks
     nonsense: the caller goes on without energy and asks again later (S3-08). What was named is named again
-        after a reconnect.
+    after a reconnect.
 
     Args:
         path: of the socket.
@@ -63,6 +63,34 @@ class AgentClient:
         """The kept ticks whose `seq` is above `after`."""
         return TickBatch.from_json(await self._ask("ticks", after=after))
 
+    async def subscribe(self, after: int | None = None) -> AsyncGenerator[TickBatch, None]:
+        """Batches of ticks as they are published, on a connection of its own, which ends with the generator.
+
+        Use it under `contextlib.aclosing`. A consumer that lags gets what it missed in few batches, as long as the
+        agent keeps it.
+
+        Args:
+            after: begin above this `seq`; None begins with the next tick.
+
+        Raises:
+            AgentError: as every method; nothing was published for the timeout and one tick, too.
+        """
+        params = {} if after is None else {"after": after}
+        with self._as_agent_errors("subscribe"):
+            async with asyncio.timeout(self._timeout_s):
+                reader, writer = await asyncio.open_unix_connection(self._path, limit=MAX_ANSWER_BYTES)
+        try:
+            with self._as_agent_errors("subscribe"):
+                async with asyncio.timeout(self._timeout_s):
+                    await self._exchange(reader, writer, 1, "subscribe", params)
+            while True:
+                with self._as_agent_errors("event"):
+                    async with asyncio.timeout(self._timeout_s + PUBLISH_S):
+                        batch = _batch_of(await reader.readline())
+                yield batch
+        finally:
+            writer.close()
+
     async def name(self, pids: Sequence[int]) -> None:
         """Have these processes read in every tick until they end, beside those named before."""
         result = await self._ask("name", pids=list(pids))
@@ -82,32 +110,33 @@ class AgentClient:
     async def _ask(self, op: str, **params: Any) -> dict[str, Any]:
         async with self._one_at_a_time:
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    if self._stream is None:
-                        self._stream = await asyncio.open_unix_connection(self._path, limit=MAX_ANSWER_BYTES)
-                        await self._name_again()
-                    return await self._exchange(op, params)
-            except TimeoutError as error:
-                await self.close()
-                raise self._error(f"no answer to {op!r} within {self._timeout_s} s") from error
-            except (OSError, ValueError, RecursionError) as error:
-                await self.close()
-                raise self._error(str(error)) from error
-            except asyncio.CancelledError:
+                with self._as_agent_errors(op):
+                    async with asyncio.timeout(self._timeout_s):
+                        if self._stream is None:
+                            self._stream = await asyncio.open_unix_connection(self._path, limit=MAX_ANSWER_BYTES)
+                            await self._name_again()
+                        return await self._next_exchange(op, params)
+            except _RefusedError:
+                raise
+            except (AgentError, asyncio.CancelledError):
                 # The answer may still come and would be taken for the next question's.
                 await self.close()
                 raise
 
     async def _name_again(self) -> None:
         if self._named:
-            found = (await self._exchange("name", {"pids": sorted(self._named)})).get("named")
+            found = (await self._next_exchange("name", {"pids": sorted(self._named)})).get("named")
             self._named.intersection_update(found if isinstance(found, list) else ())
 
-    async def _exchange(self, op: str, params: dict[str, Any]) -> dict[str, Any]:
+    async def _next_exchange(self, op: str, params: dict[str, Any]) -> dict[str, Any]:
         assert self._stream is not None
-        reader, writer = self._stream
         self._last_id += 1
-        request = {"v": VERSION, "id": self._last_id, "op": op, **params}
+        return await self._exchange(*self._stream, self._last_id, op, params)
+
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int, op: str, params: dict[str, Any]
+    ) -> dict[str, Any]:
+        request = {"v": VERSION, "id": number, "op": op, **params}
         writer.write(json.dumps(request, separators=(",", ":")).encode("ascii") + b"\n")
         await writer.drain()
         line = await reader.readline()
@@ -115,14 +144,40 @@ class AgentClient:
             raise ConnectionResetError(f"closed before it answered {op!r}")
         reply = json.loads(line)
         if isinstance(reply, dict) and reply.get("ok") is False:
-            error = reply.get("error")
-            if reply.get("id") != self._last_id:
-                await self.close()  # the agent refused the connection, not the question
-            raise self._error(f"refused {op!r}: {str(error)[:300]}")
+            problem = f"refused {op!r}: {str(reply.get('error'))[:300]}"
+            if reply.get("id") == number:
+                raise _RefusedError(f"{self._about}: {problem}")
+            raise self._error(problem)  # the agent refused the connection, not the question
         result = reply.get("result") if isinstance(reply, dict) else None
-        if not isinstance(result, dict) or reply.get("id") != self._last_id:
-            raise ValueError(f"got {line[:200]!r}, expected the result of request {self._last_id}")
+        if not isinstance(result, dict) or reply.get("id") != number:
+            raise ValueError(f"got {line[:200]!r}, expected the result of request {number}")
         return result
 
+    @contextlib.contextmanager
+    def _as_agent_errors(self, op: str) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError as error:
+            raise self._error(f"no answer to {op!r} within {self._timeout_s} s") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._error(str(error)) from error
+
+    @property
+    def _about(self) -> str:
+        return f"agent socket {str(self._path)!r}"
+
     def _error(self, problem: str) -> AgentError:
-        return AgentError(f"agent socket {str(self._path)!r}: {problem}")
+        return AgentError(f"{self._about}: {problem}")
+
+
+class _RefusedError(AgentError):
+    """The agent refused this question and takes others."""
+
+
+def _batch_of(line: bytes) -> TickBatch:
+    if not line.endswith(b"\n"):
+        raise ConnectionResetError("closed while subscribed")
+    event = json.loads(line)
+    if not isinstance(event, dict) or event.get("event") != "ticks" or not isinstance(event.get("batch"), dict):
+        raise ValueError(f"got {line[:200]!r}, expected an event with ticks")
+    return TickBatch.from_json(event["batch"])

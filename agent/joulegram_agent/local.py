@@ -59,7 +59,8 @@ class LocalAgent:
         self.sampler.sample()
         # What was left and not added to is not written back: another agent may hold the socket, and the file with it.
         self._saved = self.sampler.state
-        self._task = asyncio.create_task(self.sampler.run(self._published), name="joulegram agent sampler")
+        self._task = asyncio.create_task(self.sampler.run(self.published), name="joulegram agent sampler")
+        self._task.add_done_callback(lambda _: self._tell())
         if self._sensors is not None and self._sensors.totals:
             self._sensing = asyncio.create_task(_sense(self._sensors), name="joulegram agent sensors")
         return self
@@ -76,9 +77,13 @@ class LocalAgent:
         finally:
             self.sampler.close()
             self._save()
-            self.reader.close()
-            if self._sensors is not None:
-                self._sensors.close()
+            self.close()
+
+    def close(self) -> None:
+        """Give back what the reader and the sensors hold; entered or not; a second call does nothing."""
+        self.reader.close()
+        if self._sensors is not None:
+            self._sensors.close()
 
     @property
     def beside(self) -> tuple[SensorTotals, ...]:
@@ -135,6 +140,10 @@ class LocalAgent:
                     await self._news.wait()
         return self._passed(wall_ns)
 
+    async def news(self) -> None:
+        """Wait for the next tick, or for the end of the loop."""
+        await self._news.wait()
+
     async def stopped(self) -> None:
         """Wait for the loop, which ends by cancellation or by an error, which is then raised."""
         if self._task is not None:
@@ -155,10 +164,14 @@ class LocalAgent:
             self._state.save(state)
             self._saved = state
 
-    def _published(self, _tick: Tick) -> None:
+    def published(self, _tick: Tick) -> None:
+        """Keep the counts now and then, and wake those who wait for a tick."""
         state, saved = self.sampler.state, self._saved
         if state is not None and (saved is None or state.at.mono_ns - saved.at.mono_ns >= SAVE_NS):
             self._save()
+        self._tell()
+
+    def _tell(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()
 

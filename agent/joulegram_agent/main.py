@@ -1,24 +1,88 @@
-"""Runs the agent: a source, the loop on it, and the socket in front."""
+"""Runs the agent: a source, the loop on it, the socket in front, and what else it was asked to tell."""
 
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from joulegram_agent import DEFAULT_SOCKET
 from joulegram_agent.cgroups import CGROUP_ROOT
 from joulegram_agent.local import LocalAgent
+from joulegram_agent.metrics import AgentMetrics
+from joulegram_agent.metrics_http import MetricsServer, endpoint_of
+from joulegram_agent.notify import Watchdog, notify, watched
+from joulegram_agent.otlp_export import INTERVAL_S, OtlpExport
+from joulegram_agent.otlp_export_http import target_of
+from joulegram_agent.otlp_export_payload import EnergySeries
+from joulegram_agent.peers import Allowed, group_numbers
+from joulegram_agent.privileges import drop, identity_of
 from joulegram_agent.sampler import Sampler
 from joulegram_agent.sensor_sources import open_sensors
 from joulegram_agent.server import AgentServer
 from joulegram_agent.sources import open_reader
 from joulegram_agent.state import FILE_NAME, StateFile
+from joulegram_pipeline.energy import PUBLISH_S
 from joulegram_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from joulegram_agent.otlp_export_http import Target
+    from joulegram_agent.privileges import Identity
 
 PROCESSES = ("named", "all")
 """Which processes have a line in a tick."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """How the agent meets others: as whom it runs, who may ask, and whom it tells by itself.
+
+    Args:
+        version: of joulegram, for those it tells.
+        user: whom it becomes when everything is open; None stays who it is.
+        group: of the socket, and of the agent beside `user`; None is the user's own.
+        allow_groups: who may ask beside the socket's group.
+        metrics: ``host:port`` of ``/metrics``; None has none.
+        otlp_endpoint: URL its own OTLP goes to; None sends none.
+        otlp_interval_s: between two exports.
+        hw_id: names this host in what is exported.
+    """
+
+    version: str = "unknown"
+    user: str | None = None
+    group: str | None = None
+    allow_groups: tuple[str, ...] = ()
+    metrics: str | None = None
+    otlp_endpoint: str | None = None
+    otlp_interval_s: float = INTERVAL_S
+    hw_id: str | None = None
+
+    def identity(self) -> Identity:
+        """Whom it becomes; raises ConfigError."""
+        return identity_of(self.user, self.group)
+
+    def allowed(self) -> Allowed:
+        """Who may ask; raises ConfigError."""
+        return Allowed(group_numbers("--allow-group", self.allow_groups))
+
+    def metrics_endpoint(self) -> tuple[str, int] | None:
+        """Where metrics are listened for; raises ConfigError."""
+        return None if self.metrics is None else endpoint_of("--metrics", self.metrics)
+
+    def otlp_target(self) -> tuple[Target, str] | None:
+        """Where OTLP goes, and the name of this host in it; raises ConfigError."""
+        if self.otlp_endpoint is None:
+            return None
+        if not self.hw_id:
+            raise ConfigError("--hw-id", self.hw_id, "a name for this host beside --otlp-endpoint, such as node-7")
+        if not self.otlp_interval_s >= PUBLISH_S:
+            raise ConfigError("--otlp-interval", self.otlp_interval_s, f"at least {PUBLISH_S:g} seconds")
+        return target_of("--otlp-endpoint", self.otlp_endpoint), self.hw_id
 
 
 def open_agent(
@@ -77,6 +141,7 @@ async def run_agent(
     watts_idle: float | None = None,
     watts_max: float | None = None,
     state: Path | None = None,
+    outside: Outside | None = None,
 ) -> None:
     """Measure and serve until cancelled; missing hardware is said, not fatal.
 
@@ -91,12 +156,14 @@ async def run_agent(
         watts_idle: see `open_reader`.
         watts_max: see `open_reader`.
         state: file in which the counts survive a restart; by default ``agent-state.json`` beside the socket.
+        outside: whom it meets; None is nobody but those on the socket.
 
     Raises:
         ConfigError: an argument that cannot be used.
-        BusyError: another agent listens on the socket.
+        BusyError: another agent listens on the socket, or somebody on the port of the metrics.
         StorageError: the socket cannot be made.
     """
+    front = _Front(outside or Outside())
     agent = open_agent(
         source,
         sysfs_root=sysfs_root,
@@ -108,7 +175,61 @@ async def run_agent(
         watts_max=watts_max,
         state=state or socket.parent / FILE_NAME,
     )
-    async with agent, AgentServer(agent, socket):
+    async with AsyncExitStack() as stack:
+        stack.callback(agent.close)
+        front.listen(stack, agent, socket)
+        await stack.enter_async_context(agent)
+        await front.serve(stack, agent)
         reader = agent.reader
         log.info("agent on %s: source %s, %s", socket, reader.source, reader.reason or reader.method.value)
+        notify(f"READY=1\nSTATUS=source {reader.source}, {reader.method.value}")
+        stack.callback(notify, "STOPPING=1")
         await agent.stopped()
+
+
+class _Front:
+    """What stands in front of an agent; every argument is read before anything is opened for others.
+
+    Raises:
+        ConfigError: an argument that cannot be used.
+    """
+
+    def __init__(self, outside: Outside) -> None:
+        self._outside = outside
+        self._identity = outside.identity()
+        self._allowed = outside.allowed()
+        self._endpoint = outside.metrics_endpoint()
+        self._otlp = outside.otlp_target()
+        self._pages: MetricsServer | None = None
+
+    def listen(self, stack: AsyncExitStack, agent: LocalAgent, socket: Path) -> None:
+        """Take socket and port, then give up privileges; the stack gives them back.
+
+        The event loop has no turn here: it would start threads, and a thread keeps the privileges it was born with.
+        """
+        self._server = AgentServer(agent, socket, allowed=self._allowed, owner=self._identity.owner)
+        self._server.listen()
+        stack.callback(self._server.close)
+        self._metrics = AgentMetrics(agent, self._server, self._outside.version)
+        if self._endpoint is not None:
+            self._pages = MetricsServer(self._endpoint, self._metrics)
+            self._pages.listen()
+            stack.callback(self._pages.close)
+            log.info("/metrics, /healthz on %s, port %d", self._endpoint[0], self._pages.port)
+        if drop(self._identity):
+            log.info("running as user %d, without capabilities", os.geteuid())
+
+    async def serve(self, stack: AsyncExitStack, agent: LocalAgent) -> None:
+        """Answer, and send; after `listen`."""
+        await stack.enter_async_context(self._server)
+        if self._pages is not None:
+            await stack.enter_async_context(self._pages)
+        if self._otlp is not None:
+            target, hw_id = self._otlp
+            series = EnergySeries(agent.sampler, hw_id, self._outside.version)
+            export = OtlpExport(series, target, self._outside.otlp_interval_s)
+            self._metrics.more.append(export.families)
+            await stack.enter_async_context(export)
+            log.info("OTLP to %s every %g s", target, self._outside.otlp_interval_s)
+        if watched():
+            await stack.enter_async_context(Watchdog(agent))

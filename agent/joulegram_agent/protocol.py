@@ -2,12 +2,14 @@
 
 Invariants:
     * every request gets exactly one answer; what is refused is answered with a code and a sentence;
-    * no answer shows energy finer than one published tick (PLATYPUS).
+    * no answer and no event shows energy finer than one published tick (PLATYPUS);
+    * no line is longer than a page of ticks and one tick more, so that making one never holds up the sampling.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from joulegram_agent.local import MAX_NAMED
@@ -16,19 +18,57 @@ from joulegram_pipeline.errors import AgentError, JoulegramError, WireError
 from joulegram_pipeline.units import NS_PER_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Mapping
 
     from joulegram_agent.local import LocalAgent
-    from joulegram_pipeline.energy import Tick
+    from joulegram_agent.session import Session
+    from joulegram_pipeline.energy import Tick, TickBatch
 
 VERSION = 1
 MAX_REQUEST_BYTES = 64 * 1024
-MAX_ANSWER_BYTES = 64 * 1024 * 1024
-"""More than 600 ticks of 1024 named processes take."""
+PAGE_BYTES = 256 * 1024
+"""Ticks in one line; with the tick that passes this a page ends, and says that there is more."""
 
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+"""What a client takes in one line: far above a page, and one tick of all that can be in it."""
+
+COST_BYTES = 4_096
+"""Bytes asked or answered that cost as much as asking."""
+
+_WINDOW_COST = 10
 _MAX_ID = 2**53 - 1
 _MAX_PID = 2**31 - 1
 _MAX_NS = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer.
+
+    Args:
+        line: with its line feed.
+        op: of the request; ``unknown`` where it is none of `OPS`.
+        code: why it was refused; None if it was not.
+        cost: in tokens of the peer's bucket (`joulegram_agent.rates`).
+    """
+
+    line: bytes
+    op: str
+    code: str | None
+    cost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """As many ticks as fit one line.
+
+    Args:
+        data: the batch as JSON, without a line feed.
+        last_seq: of its last tick; 0 where it has none.
+    """
+
+    data: bytes
+    last_seq: int
 
 
 def parse_request(line: bytes) -> dict[str, Any]:
@@ -46,30 +86,38 @@ def parse_request(line: bytes) -> dict[str, Any]:
     return request
 
 
-def answer(agent: LocalAgent, holder: Hashable, request: Mapping[str, Any]) -> bytes:
-    """The answer to a request, one line with its line feed.
+def answer(agent: LocalAgent, session: Session, request: Mapping[str, Any], asked_bytes: int = 0) -> Answer:
+    """The answer to a request.
 
     Args:
         agent: who knows.
-        holder: for whom processes are named.
+        session: of the connection; processes are named for it.
         request: as `parse_request` gave it.
+        asked_bytes: length of its line.
     """
-    request_id = _request_id(request.get("id"))
+    request_id = request_id_of(request)
     version, op = request.get("v"), request.get("op")
-    if isinstance(version, bool) or version != VERSION:
-        return refusal(request_id, "unknown_version", f"v: got {_short(version)}, expected {VERSION}")
     handler = _HANDLERS.get(op) if isinstance(op, str) else None
+    name = op if handler is not None and isinstance(op, str) else "unknown"
+    cost = _cost(name, request) + asked_bytes // COST_BYTES
+
+    def refused(code: str, message: str) -> Answer:
+        return Answer(refusal(request_id, code, message), name, code, cost)
+
+    if isinstance(version, bool) or version != VERSION:
+        return refused("unknown_version", f"v: got {_short(version)}, expected {VERSION}")
     if handler is None:
-        return refusal(request_id, "unknown_op", f"op: got {_short(op)}, expected one of {', '.join(OPS)}")
+        return refused("unknown_op", f"op: got {_short(op)}, expected one of {', '.join(OPS)}")
     try:
         agent.check()
-        result = handler(agent, holder, request)
+        result = handler(agent, session, request)
     except WireError as error:
-        return refusal(request_id, "bad_params", str(error))
+        return refused("bad_params", str(error))
     except JoulegramError as error:
-        return refusal(request_id, "refused", str(error))
-    head = {"v": VERSION, "id": request_id, "ok": True}
-    return json.dumps(head, separators=(",", ":")).encode()[:-1] + b',"result":' + result + b"}\n"
+        return refused("refused", str(error))
+    head = _dump({"v": VERSION, "id": request_id, "ok": True})
+    line = head[:-1] + b',"result":' + result + b"}\n"
+    return Answer(line, name, None, cost + len(line) // COST_BYTES)
 
 
 def refusal(request_id: int | str | None, code: str, message: str) -> bytes:
@@ -77,7 +125,41 @@ def refusal(request_id: int | str | None, code: str, message: str) -> bytes:
     return _dump({"v": VERSION, "id": request_id, "ok": False, "error": {"code": code, "message": message}}) + b"\n"
 
 
-def _hello(agent: LocalAgent, _holder: Hashable, _request: Mapping[str, Any]) -> bytes:
+def event_line(request_id: int | str | None, page: Page) -> bytes:
+    """A page of ticks for a subscriber, one line with its line feed.
+
+    Args:
+        request_id: of the request that subscribed.
+        page: its ticks.
+    """
+    return _dump({"v": VERSION, "id": request_id, "event": "ticks"})[:-1] + b',"batch":' + page.data + b"}\n"
+
+
+def page_of(batch: TickBatch) -> Page:
+    """The first ticks of a batch, up to the one with which they pass `PAGE_BYTES`; ``more`` says that some are left."""
+    # `to_bytes` sorts its keys, and `ticks` is the last of them.
+    head = replace(batch, ticks=()).to_bytes().removesuffix(b"]}")
+    ticks: list[bytes] = []
+    size = 0
+    for tick in batch.ticks:
+        ticks.append(json.dumps(tick.to_json(), sort_keys=True, separators=(",", ":")).encode("ascii"))
+        size += len(ticks[-1])
+        if size >= PAGE_BYTES:
+            break
+    more = b"" if len(ticks) == len(batch.ticks) else b',"more":true'
+    last_seq = batch.ticks[len(ticks) - 1].seq if ticks else 0
+    return Page(head + b",".join(ticks) + b"]" + more + b"}", last_seq)
+
+
+def request_id_of(request: Mapping[str, Any]) -> int | str | None:
+    """The id that the answer repeats; None where there is none that can be repeated."""
+    value = request.get("id")
+    if type(value) is int and abs(value) <= _MAX_ID:
+        return value
+    return value if isinstance(value, str) and len(value) <= 64 else None
+
+
+def _hello(agent: LocalAgent, _session: Session, _request: Mapping[str, Any]) -> bytes:
     batch = agent.sampler.batch(0)
     out: dict[str, Any] = {
         "protocol": VERSION,
@@ -85,6 +167,7 @@ def _hello(agent: LocalAgent, _holder: Hashable, _request: Mapping[str, Any]) ->
         "source": batch.source,
         "method": batch.method.value,
         "domains": [domain_to_json(domain) for domain in batch.domains],
+        "capabilities": {"ops": list(OPS), "ticks": list(agent.sampler.holds)},
         "publish_ns": str(round(PUBLISH_S * NS_PER_S)),
         "ring_s": agent.sampler.ring_s,
     }
@@ -93,11 +176,27 @@ def _hello(agent: LocalAgent, _holder: Hashable, _request: Mapping[str, Any]) ->
     return _dump(out)
 
 
-def _ticks(agent: LocalAgent, _holder: Hashable, request: Mapping[str, Any]) -> bytes:
-    return agent.sampler.batch(_integer(request, "after", 0, _MAX_ID)).to_bytes()
+def _ticks(agent: LocalAgent, _session: Session, request: Mapping[str, Any]) -> bytes:
+    return page_of(agent.sampler.batch(_integer(request, "after", 0, _MAX_ID))).data
 
 
-def _name(agent: LocalAgent, holder: Hashable, request: Mapping[str, Any]) -> bytes:
+def _subscribe(agent: LocalAgent, session: Session, request: Mapping[str, Any]) -> bytes:
+    published = agent.sampler.published
+    last = published[-1].seq if published else 0
+    after = last if request.get("after") is None else _integer(request, "after", 0, _MAX_ID)
+    if after > last:
+        after = 0  # another epoch's, as in `ticks`
+    epoch = agent.sampler.batch(last).epoch
+    session.begin(request_id_of(request), epoch, after)
+    return _dump({"epoch": epoch, "after": after})
+
+
+def _unsubscribe(_agent: LocalAgent, session: Session, _request: Mapping[str, Any]) -> bytes:
+    session.end()
+    return _dump({})
+
+
+def _name(agent: LocalAgent, session: Session, request: Mapping[str, Any]) -> bytes:
     pids = request.get("pids")
     if (
         not isinstance(pids, list)
@@ -105,10 +204,10 @@ def _name(agent: LocalAgent, holder: Hashable, request: Mapping[str, Any]) -> by
         or not all(type(pid) is int and 0 < pid <= _MAX_PID for pid in pids)
     ):
         raise WireError(f"pids: got {_short(pids)}, expected a list of at most {MAX_NAMED} process ids")
-    return _dump({"named": agent.name_for(holder, pids)})
+    return _dump({"named": agent.name_for(session, pids)})
 
 
-def _window(agent: LocalAgent, _holder: Hashable, request: Mapping[str, Any]) -> bytes:
+def _window(agent: LocalAgent, _session: Session, request: Mapping[str, Any]) -> bytes:
     start_ns = _integer(request, "start_ns", 0, _MAX_NS)
     end_ns = _integer(request, "end_ns", 0, _MAX_NS)
     if end_ns - start_ns < round(PUBLISH_S * NS_PER_S):
@@ -133,7 +232,7 @@ def window_of(agent: LocalAgent, ticks: list[Tick]) -> dict[str, Any]:
     }
 
 
-def _counters(agent: LocalAgent, _holder: Hashable, _request: Mapping[str, Any]) -> bytes:
+def _counters(agent: LocalAgent, _session: Session, _request: Mapping[str, Any]) -> bytes:
     totals = agent.sampler.totals
     return _dump(
         {
@@ -147,9 +246,11 @@ def _counters(agent: LocalAgent, _holder: Hashable, _request: Mapping[str, Any])
     )
 
 
-_HANDLERS: dict[str, Callable[[LocalAgent, Hashable, Mapping[str, Any]], bytes]] = {
+_HANDLERS: dict[str, Callable[[LocalAgent, Session, Mapping[str, Any]], bytes]] = {
     "hello": _hello,
     "ticks": _ticks,
+    "subscribe": _subscribe,
+    "unsubscribe": _unsubscribe,
     "name": _name,
     "window": _window,
     "counters": _counters,
@@ -157,14 +258,16 @@ _HANDLERS: dict[str, Callable[[LocalAgent, Hashable, Mapping[str, Any]], bytes]]
 OPS: tuple[str, ...] = tuple(_HANDLERS)
 
 
+def _cost(op: str, request: Mapping[str, Any]) -> int:
+    """What an op costs before its bytes: a name has a process looked for, a window goes through the ring."""
+    if op == "name":
+        pids = request.get("pids")
+        return 1 + (min(len(pids), MAX_NAMED) if isinstance(pids, list) else 0)
+    return _WINDOW_COST if op == "window" else 1
+
+
 def _dump(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=True).encode("ascii")
-
-
-def _request_id(value: Any) -> int | str | None:
-    if type(value) is int and abs(value) <= _MAX_ID:
-        return value
-    return value if isinstance(value, str) and len(value) <= 64 else None
 
 
 def _integer(request: Mapping[str, Any], key: str, low: int, high: int) -> int:

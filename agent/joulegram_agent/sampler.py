@@ -28,11 +28,12 @@ from joulegram_agent.counters import MAX_POWER_W, Accumulator
 from joulegram_agent.cpu import CpuTimes, MachineCpu
 from joulegram_agent.every_process import EveryProcess
 from joulegram_agent.processes import ProcessTrees
+from joulegram_agent.pulse import Pulse
 from joulegram_agent.reader import Lasting, SharesBoards
 from joulegram_agent.restart import AGENT_RESTART, Restart
 from joulegram_agent.state import AgentState, Instant
 from joulegram_pipeline.clock import BootClock, SystemClock
-from joulegram_pipeline.energy import PUBLISH_S, Gap, Tick, TickBatch
+from joulegram_pipeline.energy import PUBLISH_S, DomainKind, Gap, Tick, TickBatch
 from joulegram_pipeline.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class Totals:
     unplaced_uj: Mapping[str, int]
     gaps: Mapping[str, Mapping[str, int]]
 
+    @property
+    def known_uj(self) -> dict[str, int]:
+        """`energy_uj` without the domains that only ever had gaps: their 0 would be for want of a reading."""
+        return {key: uj for key, uj in self.energy_uj.items() if uj or key not in self.gaps}
+
 
 class Sampler:
     """Turns a reader into ticks. `sample` is one step and never sleeps; `run` takes the steps in real time.
@@ -114,6 +120,7 @@ class Sampler:
         self.trees = ProcessTrees(proc_root, tells_containers=self.reads_containers)
         self.every_process = EveryProcess(proc_root, tells_containers=self.reads_containers) if every_process else None
         self.ring_s = ring_s
+        self.pulse = Pulse()
         self._reader = reader
         self._clock = clock or SystemClock()
         self._sample_ns = round(sample_s * NS_PER_S)
@@ -147,6 +154,14 @@ class Sampler:
         return self.cgroups is not None and self.cgroups.hierarchy is not None
 
     @property
+    def holds(self) -> tuple[str, ...]:
+        """What its ticks may hold beside energy, gaps and the machine's CPU time."""
+        static = self._edge is not None and bool(self._edge.static_uj)
+        gpus = self._boards is not None and any(domain.kind is DomainKind.GPU for domain in self._domains)
+        held = {"static": static, "containers": self.reads_containers, "gpu_processes": gpus}
+        return ("processes", *(name for name, is_held in held.items() if is_held))
+
+    @property
     def state(self) -> AgentState | None:
         """What the next agent needs to go on from the last published tick; None before the first."""
         return self._state
@@ -175,8 +190,10 @@ class Sampler:
 
     def sample(self) -> Tick | None:
         """Read every counter once; the tick if that closed a window. The first call opens the first one."""
+        began_ns = self._clock.mono_ns()
         reading = self._reader.read()
         now = Instant.now(self._clock)
+        self.pulse.sampled(now.mono_ns - began_ns)
         edge = self._edge
         closes = edge is not None and now.mono_ns - edge.mono_ns >= _PUBLISH_NS
         for pid, spent_ns in self.trees.read(look=closes).items():
@@ -209,7 +226,8 @@ class Sampler:
             try:
                 if due_ns <= self._clock.mono_ns():
                     tick = self.sample()
-                    due_ns = self._next_due()
+                    was_due_ns, due_ns = due_ns, self._next_due()
+                    self.pulse.missed(max(0, (due_ns - was_due_ns) // self._sample_ns - 1))
                     if tick is not None:
                         on_tick(tick)
                 timer = loop.call_later(max(0, due_ns - self._clock.mono_ns()) / NS_PER_S, step)
@@ -305,6 +323,7 @@ class Sampler:
             container_cpu_ns=containers,
             process_gpu_ns=process_gpu_ns,
         )
+        self.pulse.published()
         self._ring.append(tick)
         self._edge = end
         self._state = self._restart.state(end.at, self._longest_ns)

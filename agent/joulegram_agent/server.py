@@ -1,9 +1,9 @@
-"""The agent's Unix socket: mode 0660, a bounded number of peers, and nothing a peer sends can end it.
+"""The agent's Unix socket: mode 0660, a bounded number of peers that may ask, and nothing a peer sends can end it.
 
 Invariants:
     * the socket is never open to others, not even between bind and chmod;
     * a live agent's socket is left alone; one that nobody listens on is replaced;
-    * a line that is not a JSON object, or too long, ends the connection; a request that is refused does not;
+    * whoever is not allowed is told ``denied`` and closed before a byte of theirs is read;
     * what a connection named is released when it ends.
 """
 
@@ -16,23 +16,28 @@ import logging
 import os
 import socket
 import stat
+from collections import Counter
 from typing import TYPE_CHECKING, Self
 
-from joulegram_agent.protocol import MAX_REQUEST_BYTES, answer, parse_request, refusal
-from joulegram_pipeline.errors import BusyError, ConfigError, StorageError, WireError
+from joulegram_agent.conversation import Conversation, Counts, Limits
+from joulegram_agent.peers import Allowed, Peer, peer_of
+from joulegram_agent.protocol import MAX_REQUEST_BYTES, refusal
+from joulegram_agent.rates import Rates
+from joulegram_pipeline.errors import BusyError, ConfigError, StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
     from joulegram_agent.local import LocalAgent
+    from joulegram_agent.peers import Connection
 
 log = logging.getLogger(__name__)
 
 SOCKET_MODE = 0o660
-MAX_CONNECTIONS = 64
-IDLE_S = 300.0
-"""A connection that asks nothing for this long, or does not take its answer, is closed."""
+_KEEP = -1
+_BACKLOG = 100
 
 
 class AgentServer:
@@ -41,12 +46,16 @@ class AgentServer:
     Args:
         agent: entered before and left after this.
         path: of the socket; its directory exists.
-        max_connections: beyond these a peer is told ``busy`` and closed.
-        idle_s: see `IDLE_S`.
+        limits: what peers may hold.
+        rates: what users may ask.
+        allowed: who may ask, beside the socket's group.
+        owner: user and group the socket is given to; -1 keeps what it has.
+        who: reads a connection's peer; the seam at which a test can be somebody else.
 
     Raises (on enter):
         BusyError: another agent listens there.
-        ConfigError: the path is too long for a socket, or holds something that is not one.
+        ConfigError: the path is too long for a socket, or holds something that is not one; or the socket may not be
+            given to `owner`.
         StorageError: the directory is missing or not writable.
     """
 
@@ -54,27 +63,57 @@ class AgentServer:
         self,
         agent: LocalAgent,
         path: Path,
+        limits: Limits | None = None,
         *,
-        max_connections: int = MAX_CONNECTIONS,
-        idle_s: float = IDLE_S,
+        rates: Rates | None = None,
+        allowed: Allowed | None = None,
+        owner: tuple[int, int] = (_KEEP, _KEEP),
+        who: Callable[[Connection], Peer] = peer_of,
     ) -> None:
+        self.counts = Counts()
         self._agent = agent
         self._path = path
-        self._max_connections = max_connections
-        self._idle_s = idle_s
-        self._peers: set[asyncio.Task[None]] = set()
+        self._limits = limits or Limits()
+        self._rates = rates or Rates()
+        self._allowed = allowed or Allowed()
+        self._owner = owner
+        self._who = who
+        self._peers: dict[asyncio.Task[None], int] = {}
+        self._sessions: set[Conversation] = set()
+        self._listener: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._inode: int | None = None
+        self._group = _KEEP
 
     @property
     def connections(self) -> int:
         """Connections open now."""
         return len(self._peers)
 
+    @property
+    def subscriptions(self) -> int:
+        """Connections that are told ticks now."""
+        return sum(conversation.session.subscribed for conversation in self._sessions)
+
+    def listen(self) -> None:
+        """Take the socket before entering, raising what that raises; then `close` gives it back, entered or not."""
+        self._listener = _bind(self._path, self._owner)
+        about = self._path.stat()
+        self._inode, self._group = about.st_ino, about.st_gid
+
+    def close(self) -> None:
+        """Give the socket back; a second call does nothing."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+            with contextlib.suppress(OSError):
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
+
     async def __aenter__(self) -> Self:
-        listener = _bind(self._path)
-        self._inode = self._path.stat().st_ino
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_REQUEST_BYTES)
+        if self._listener is None:
+            self.listen()
+        self._server = await asyncio.start_unix_server(self._serve, sock=self._listener, limit=MAX_REQUEST_BYTES)
         return self
 
     async def __aexit__(
@@ -86,57 +125,73 @@ class AgentServer:
                 peer.cancel()
             await asyncio.gather(*self._peers, return_exceptions=True)
             await self._server.wait_closed()
-        with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
+        self.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        holder = object()
-        self._peers.add(task)
         try:
-            if len(self._peers) > self._max_connections:
-                writer.write(refusal(None, "busy", f"{self._max_connections} connections are open"))
+            peer = self._who(writer.get_extra_info("socket"))
+            self._peers[task] = peer.uid
+            refused = self._refuses(peer)
+            if refused is not None:
+                writer.write(refusal(None, *refused))
             else:
-                await self._converse(holder, reader, writer)
-        except (OSError, TimeoutError) as error:
+                self.counts.connections += 1
+                await self._converse(
+                    Conversation(self._agent, self._rates.of(peer.uid), self._limits, self.counts, reader, writer)
+                )
+        except OSError as error:
             log.debug("a connection ended: %r", error)
         except asyncio.CancelledError:
             log.debug("a connection was closed at the agent's stop")
         except Exception:
             log.exception("a connection failed")
         finally:
-            self._agent.release(holder)
-            self._peers.discard(task)
+            self._peers.pop(task, None)
             writer.close()
 
-    async def _converse(self, holder: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._idle_s):
-                    line = await reader.readline()
-                if not line.endswith(b"\n"):
-                    return
-                request = parse_request(line)
-            except (ValueError, WireError) as error:
-                # readline says ValueError for a line above its limit.
-                message = str(error) if isinstance(error, WireError) else f"a line above {MAX_REQUEST_BYTES} bytes"
-                writer.write(refusal(None, "bad_request", message))
-                return
-            writer.write(answer(self._agent, holder, request))
-            async with asyncio.timeout(self._idle_s):
-                await writer.drain()
+    async def _converse(self, conversation: Conversation) -> None:
+        self._sessions.add(conversation)
+        try:
+            await conversation.run()
+        finally:
+            self._sessions.discard(conversation)
+
+    def _refuses(self, peer: Peer) -> tuple[str, str] | None:
+        """Code and sentence if this peer gets no conversation."""
+        if not self._allowed.admits(peer, self._group):
+            self.counts.deny(peer.uid)
+            log.warning("user %d may not ask: it is in no group that may", peer.uid)
+            return "denied", f"user {peer.uid} is neither in the group of this socket nor in one that is allowed"
+        bucket = self._rates.of(peer.uid)
+        of_user = Counter(self._peers.values())[peer.uid]
+        if len(self._peers) > self._limits.connections:
+            code, message = "busy", f"{self._limits.connections} connections are open"
+        elif of_user > self._limits.connections_of_user:
+            code, message = "busy", f"{self._limits.connections_of_user} connections of user {peer.uid} are open"
+        elif (wait_s := bucket.wait_s()) > 0:
+            code, message = "too_fast", f"come again in {wait_s:.1f} s"
+        else:
+            bucket.charge(1)
+            return None
+        self.counts.refusals[code] += 1
+        return code, message
 
 
-def _bind(path: Path) -> socket.socket:
+def _bind(path: Path, owner: tuple[int, int]) -> socket.socket:
     _clear(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o777 & ~SOCKET_MODE)
     try:
         listener.bind(str(path))
         path.chmod(SOCKET_MODE)
+        _give(path, owner)
+        listener.listen(_BACKLOG)
         listener.setblocking(False)
+    except ConfigError:
+        listener.close()
+        raise
     except OSError as error:
         listener.close()
         if error.errno is None or error.errno == errno.ENAMETOOLONG:
@@ -147,6 +202,17 @@ def _bind(path: Path) -> socket.socket:
     finally:
         os.umask(before)
     return listener
+
+
+def _give(path: Path, owner: tuple[int, int]) -> None:
+    if owner == (_KEEP, _KEEP):
+        return
+    try:
+        os.chown(path, *owner)
+    except PermissionError as error:
+        path.unlink()
+        expected = "to be started as root, or a group this user is in"
+        raise ConfigError("--user, --group", ":".join(map(str, owner)), expected) from error
 
 
 def _clear(path: Path) -> None:

@@ -12,21 +12,21 @@ import logging
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from joulegram_agent.main import run_agent
+from joulegram_agent.main import Outside, run_agent
 from joulegram_pipeline.errors import ConfigError, JoulegramError
+from joulegram_pipeline.logs import set_up_logging
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 log = logging.getLogger("joulegram")
 
 OK, FAILED, USAGE = 0, 1, 2
 
-_OPTIONS = {
+_AGENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "--socket": ("socket", Path),
     "--source": ("source", str),
     "--sysfs-root": ("sysfs_root", Path),
@@ -35,15 +35,33 @@ _OPTIONS = {
     "--processes": ("processes", str),
     "--state": ("state", Path),
 }
-"""Flags of `joulegram agent` and what `run_agent` calls them."""
+"""Flags, and what `run_agent` calls them."""
+
+_OUTSIDE: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "--version": ("version", str),
+    "--user": ("user", str),
+    "--group": ("group", str),
+    "--allow-group": ("allow_groups", str),
+    "--metrics": ("metrics", str),
+    "--otlp-endpoint": ("otlp_endpoint", str),
+    "--otlp-interval": ("otlp_interval_s", float),
+    "--hw-id": ("hw_id", str),
+}
+"""The same for `Outside`."""
+
+_REPEATED = "allow_groups"
 
 
 def command(options: Mapping[str, Any]) -> list[str]:
-    """What to execute for an agent with these arguments of `run_agent`; those that are None are left out.
+    """What to execute for an agent with these arguments of `run_agent` and `Outside`; those that are None are left out.
 
     ``-P``: no module is taken from the folder it is started in, which may be anybody's.
     """
-    flags = [f"{flag}={options[name]}" for flag, (name, _) in _OPTIONS.items() if options.get(name) is not None]
+    flags: list[str] = []
+    for flag, (name, _) in (_AGENT | _OUTSIDE).items():
+        value = options.get(name)
+        if value is not None:
+            flags += [f"{flag}={each}" for each in (value if name == _REPEATED else [value])]
     return [sys.executable, "-P", "-m", "joulegram_agent", *flags]
 
 
@@ -62,24 +80,32 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    _set_up_logging()
+    set_up_logging()
     try:
         asyncio.run(_run(_parse(arguments)))
     except JoulegramError as error:
-        sys.stderr.write(f"joulegram: {error}\n")
+        sys.stderr.write("".join(f"joulegram: {line}\n" for line in str(error).splitlines()))
         return USAGE if isinstance(error, ConfigError) else FAILED
     return OK
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """What `run_agent` is called with."""
     options: dict[str, Any] = {}
+    outside: dict[str, Any] = {}
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        if flag not in _OPTIONS or not equals:
-            raise ConfigError("arguments", argument, "one of " + ", ".join(f"{each}=VALUE" for each in _OPTIONS))
-        name, kind = _OPTIONS[flag]
-        options[name] = kind(value)
-    return options
+        known = _AGENT if flag in _AGENT else _OUTSIDE
+        if flag not in known or not equals:
+            raise ConfigError(
+                "arguments", argument, "one of " + ", ".join(f"{each}=VALUE" for each in _AGENT | _OUTSIDE)
+            )
+        name, kind = known[flag]
+        if name == _REPEATED:
+            outside[name] = (*outside.get(name, ()), value)
+        else:
+            (options if known is _AGENT else outside)[name] = kind(value)
+    return {**options, "outside": Outside(**outside)}
 
 
 async def _run(options: Mapping[str, Any]) -> None:
@@ -96,14 +122,3 @@ async def _run(options: Mapping[str, Any]) -> None:
         await agent
     except asyncio.CancelledError:
         log.info("stopped")
-
-
-def _set_up_logging() -> None:
-    """One event a line on stderr, as the sidecar writes them."""
-    formatter = logging.Formatter(
-        "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
-    )
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

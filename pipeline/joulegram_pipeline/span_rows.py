@@ -36,6 +36,8 @@ class Extract:
         links: trace id + span id of spans that are not joined to those of their parents, where any may be needed.
         roots: traces whose root is here and is not joined, where any span of the request is.
         broken: spans that would be joined, did they not break OTLP.
+        spent: trace id + span id of the spans that are not joined, with that of their parent (empty for a root) and the
+            CPU time they say they spent, 0 where they do not; empty where none of them says it.
     """
 
     total: int = 0
@@ -47,6 +49,7 @@ class Extract:
     links: dict[bytes, bytes] = field(default_factory=dict)
     roots: set[bytes] = field(default_factory=set)
     broken: list[Row] = field(default_factory=list)
+    spent: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

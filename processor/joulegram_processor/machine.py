@@ -21,6 +21,7 @@ from joulegram_processor.claims import Claims
 from joulegram_processor.energy_store import EnergyStore
 from joulegram_processor.enrich import WRITTEN_KEYS, upsert
 from joulegram_processor.foreign import ForeignEnergy
+from joulegram_processor.inner_spans import InnerSpans
 from joulegram_processor.join import Joiner, Settled
 from joulegram_processor.join_columns import ColumnJoiner, Portion
 from joulegram_processor.machine_types import Outputs
@@ -88,6 +89,7 @@ class Machine:
         self._measures = False
         self.claimed: dict[int, Claims] = {}
         self._carried: dict[bytes, Triple] = {}
+        self._inner = InnerSpans()
         self._repeats = Repeats(settings.dedupe_spans)
         self._waiting = Waiting()
         self._runs: dict[str, Run] = {}
@@ -174,6 +176,7 @@ class Machine:
         except WireError:
             # The receiver refuses these; a spool of another version may hold one. It travels on as it came.
             batch = Batch(record.lsn, record.received_ns)
+        self._inner.add(batch.spent)
         if not batch.rows:
             if self._waiting.rootless:
                 self._waiting.root(roots_of(record.payload))
@@ -307,7 +310,7 @@ class Machine:
             if extras:
                 spent, board = spent_ns(extras), board_of(extras)
                 if spent is not None:
-                    spans.cpu_ns[index] = spent
+                    spans.cpu_ns[index] = spent + self._inner.take(spans.keys[index])
                 if board is not None and (scope := self._scope(board)) != HOST:
                     spans.boards[index] = scope
 
@@ -447,6 +450,7 @@ class Machine:
             "scopes": self.store.dump_scopes(),
             "carried": {key.hex(): list(value) for key, value in self._carried.items()},
             "repeats": self._repeats.dump(),
+            "inner": self._inner.dump(),
             "waiting": self._waiting.dump(),
             "runs": [run.dump() for run in self._runs.values()],
             "foreign": self._foreign.dump(),
@@ -472,6 +476,7 @@ class Machine:
         self.claimed = {int(scope): Claims.load(times) for scope, times in state["claimed"].items()}
         self._carried = {bytes.fromhex(key): (v[0], v[1], v[2]) for key, v in state["carried"].items()}
         self._repeats.load(state["repeats"])
+        self._inner.load(state["inner"])
         self._runs.clear()
         self._runs.update((raw["run_id"], Run.load(raw)) for raw in state["runs"])
         self._changed_runs = {run.run_id for run in self._runs.values() if run.spans != run.published_spans}

@@ -59,6 +59,8 @@ _MARKS = (b"energy.", b"hw.id", b"job.", b"joulegram.", b"kfm.", b"carbon.", b"t
 
 _MAX_NAMES = 65_536
 
+TRACE_BYTES = 16
+
 
 class Batch:
     """The selected spans of one request, on their way to their energy.
@@ -75,6 +77,7 @@ class Batch:
         total: spans in the request.
         links: parent keys of the spans that are not selected, where some are and some are not.
         roots: traces whose root is among those.
+        spent: as in `Extract`.
     """
 
     __slots__ = (
@@ -92,6 +95,7 @@ class Batch:
         "roots",
         "rows",
         "runs",
+        "spent",
         "starts",
         "total",
         "waiting",
@@ -106,6 +110,7 @@ class Batch:
         self.pids: list[int | str] = []
         self.extras: dict[int, dict[str, Any]] = {}
         self.links: dict[bytes, bytes] = {}
+        self.spent: dict[bytes, tuple[bytes, int]] = {}
         self.roots: set[bytes] = set()
         self.keys: list[bytes] = []
         self.parents: list[bytes] = []
@@ -152,7 +157,7 @@ class SpanReader:
         batch = Batch(record.lsn, record.received_ns)
         batch.total, batch.rows, batch.indices = found.total, found.rows, found.indices
         batch.runs, batch.pids, batch.extras = found.runs, found.pids, found.extras
-        batch.links, batch.roots = found.links, found.roots
+        batch.links, batch.roots, batch.spent = found.links, found.roots, found.spent
         # Columns are taken while the rows are still in the cache: a second and fifty thousand spans later they are not.
         batch.keys = [row[TRACE] + row[SPAN] for row in batch.rows]
         batch.parents = [row[PARENT] and row[TRACE] + row[PARENT] for row in batch.rows]
@@ -170,6 +175,12 @@ class SpanReader:
         Raises:
             WireError: the bytes are not a trace request.
         """
+        found = self._extract(payload)
+        if len(found.rows) < found.total and CPU_NS.encode() in payload:
+            found.spent = spent_outside(payload, {row[TRACE] + row[SPAN] for row in found.rows})
+        return found
+
+    def _extract(self, payload: bytes) -> Extract:
         if native.LOADED is not None:
             fields = native.LOADED.extract(
                 payload,
@@ -339,6 +350,21 @@ def roots_of(payload: bytes) -> set[bytes]:
         for span in scope.spans
         if not span.parent_span_id
     }
+
+
+def spent_outside(payload: bytes, joined: set[bytes]) -> dict[bytes, tuple[bytes, int]]:
+    """The spans of a request that are not joined, with parent and CPU time; empty where none of them says any."""
+    found: dict[bytes, tuple[bytes, int]] = {}
+    for group in _parse(payload).resource_spans:
+        for scope in group.scope_spans:
+            for span in scope.spans:
+                trace, parent = span.trace_id, span.parent_span_id
+                key = trace + span.span_id
+                if key in joined or len(trace) != TRACE_BYTES or len(span.span_id) != len(NO_SPAN):
+                    continue
+                said = {item.key: plain(item.value) for item in span.attributes if item.key == CPU_NS}
+                found[key] = (trace + parent if len(parent) == len(NO_SPAN) else b"", spent_ns(said) or 0)
+    return found if any(spent for _, spent in found.values()) else {}
 
 
 def run_of(values: dict[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
 NAMES: tuple[str, ...] = (
+    "agent-protocol-v1",
     "ledger-line-v1",
     "otel-energy-span-v1",
     "telemetry-prov-v1",

@@ -21,9 +21,10 @@ from joulegram_pipeline.errors import IdentifierError
 from joulegram_pipeline.ids import check_run_id, new_run_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from opentelemetry.metrics import Meter
+    from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Tracer
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ CI_RUN_IDS = ("GITHUB_RUN_ID", "CI_PIPELINE_ID")
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
 
-_Key = tuple[str, str, str | None, str]
+_Key = tuple[str, str, str | None, str, bool]
 
 _lock = threading.Lock()
 _handles: dict[_Key, Telemetry] = {}
@@ -118,7 +119,13 @@ class Telemetry:
 
 
 def init_otel(
-    service_name: str, *, service_version: str | None = None, run_id: str | None = None, component: str = "etl"
+    service_name: str,
+    *,
+    service_version: str | None = None,
+    run_id: str | None = None,
+    component: str = "etl",
+    cpu_time: bool = True,
+    span_processors: Sequence[SpanProcessor] = (),
 ) -> Telemetry:
     """Start the telemetry of a run: traces and metrics over OTLP/gRPC (S0-24, S1-13, C-19).
 
@@ -131,6 +138,9 @@ def init_otel(
         run_id: resource attribute `kfm.run_id`; by default KFM_RUN_ID, else the run id of the CI system, else a new
             ULID (C-15).
         component: resource attribute `kfm.component`.
+        cpu_time: set `joulegram.cpu_ns` on every span (`JouleSpanProcessor`), so that spans of one process that
+            overlap share its energy by what each of them spent.
+        span_processors: more of them, for a handle that is new; they are shut down with it.
 
     Raises:
         IdentifierError: the run id, given or in KFM_RUN_ID, may not name a run.
@@ -138,10 +148,10 @@ def init_otel(
     """
     with _lock:
         run_id = _run_id(run_id)
-        key = (run_id, service_name, service_version, component)
+        key = (run_id, service_name, service_version, component, cpu_time)
         handle = _handles.get(key)
         if handle is None:
-            handle = _handles[key] = _make(key)
+            handle = _handles[key] = _make(key, span_processors)
             atexit.register(handle.shutdown)
         return handle
 
@@ -164,19 +174,31 @@ def _run_id(given: str | None) -> str:
     return _generated
 
 
-def _make(key: _Key) -> Telemetry:
+def _make(key: _Key, span_processors: Sequence[SpanProcessor]) -> Telemetry:
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    run_id, service_name, service_version, component = key
-    attributes = {"service.name": service_name, "kfm.run_id": run_id, "kfm.component": component}
+    run_id, service_name, service_version, component, cpu_time = key
+    attributes: dict[str, str | int] = {
+        "service.name": service_name,
+        "kfm.run_id": run_id,
+        "kfm.component": component,
+        # What the sidecar names to the agent, so that this process's energy is told from the host's.
+        "process.pid": os.getpid(),
+    }
     if service_version is not None:
         attributes["service.version"] = service_version
     resource = Resource.create(attributes)
     traces = TracerProvider(resource=resource, shutdown_on_exit=False)
+    if cpu_time:
+        from joulegram.span_processor import JouleSpanProcessor
+
+        traces.add_span_processor(JouleSpanProcessor())
+    for processor in span_processors:
+        traces.add_span_processor(processor)
     readers = []
     if _sends("TRACES"):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter

@@ -33,14 +33,44 @@ ProcessesFlag = Annotated[
     typer.Option("--processes", help="named: those a client asked for; all: every one.", show_default="named"),
 ]
 
+UserFlag = Annotated[
+    str | None,
+    typer.Option("--user", help="Become this user, without capabilities, when all is open.", show_default="stay"),
+]
+GroupFlag = Annotated[
+    str | None,
+    typer.Option("--group", help="Group of the socket, which may ask; and of --user.", show_default="the user's own"),
+]
+AllowFlag = Annotated[
+    list[str] | None,
+    typer.Option("--allow-group", help="Another group that may ask, where the socket lets it connect; repeatable."),
+]
+MetricsFlag = Annotated[
+    str | None, typer.Option("--metrics", help="host:port for /metrics and /healthz.", show_default="none")
+]
+OtlpFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--otlp-endpoint", help="Send energy as OTLP to this URL, for a node without a sidecar.", show_default="none"
+    ),
+]
+OtlpIntervalFlag = Annotated[float, typer.Option("--otlp-interval", help="Seconds between two of those.")]
+HwIdFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--hw-id", help="Names this host in OTLP; needed for it, never the host's own name.", show_default="none"
+    ),
+]
+
 AGENT_HELP = """Measure the node's energy and serve it on a Unix socket.
 
 The privileged part: it reads energy counters, and the CPU time of processes and cgroups, and needs to read nothing
-else. Where there are no counters it models, and says so.
+else. Where there are no counters it models, and says so. Started as root with --user it opens them and goes on
+without privileges.
 
 Example:
 
-  joulegram agent --socket /run/joulegram/agent.sock
+  joulegram agent --socket /run/joulegram/agent.sock --user joulegram
 
 Exit codes: 0 stopped by SIGINT or SIGTERM; 1 it failed; 2 configuration.
 """
@@ -74,10 +104,18 @@ def agent(
             show_default="agent-state.json beside the socket",
         ),
     ] = None,
+    user: UserFlag = None,
+    group: GroupFlag = None,
+    allow_group: AllowFlag = None,
+    metrics: MetricsFlag = None,
+    otlp_endpoint: OtlpFlag = None,
+    otlp_interval: OtlpIntervalFlag = 10.0,
+    hw_id: HwIdFlag = None,
 ) -> None:
     """See AGENT_HELP."""
     if context.invoked_subcommand is not None:
         return
+    from joulegram import __version__
     from joulegram_agent.standalone import become
 
     # A process that keeps nothing of this command line's libraries: the agent may be privileged, and is to be small.
@@ -90,6 +128,14 @@ def agent(
             "cgroup_root": cgroup_root,
             "processes": processes,
             "state": state,
+            "version": __version__,
+            "user": user,
+            "group": group,
+            "allow_groups": allow_group,
+            "metrics": metrics,
+            "otlp_endpoint": otlp_endpoint,
+            "otlp_interval_s": otlp_interval,
+            "hw_id": hw_id,
         }
     )
 

@@ -38,6 +38,8 @@ class Launch:
 
     def __init__(self, command: Sequence[str], *, quiet: bool = False) -> None:
         self.command = list(command)
+        self.cpu_ns = 0
+        """CPU time of the command and of all it waited for, once it was waited for."""
         go_read, self._go = os.pipe()
         self._told, told_write = os.pipe()
         self.pid = os.fork()
@@ -66,7 +68,8 @@ class Launch:
 
     def wait(self) -> int:
         """Block until it ends; its exit status, 128+n if signal n ended it."""
-        _, status = os.waitpid(self.pid, 0)
+        _, status, usage = os.wait4(self.pid, 0)
+        self.cpu_ns = round((usage.ru_utime + usage.ru_stime) * 1e9)
         code = os.waitstatus_to_exitcode(status)
         return 128 - code if code < 0 else code
 

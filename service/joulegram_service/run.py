@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 from joulegram_pipeline.errors import JoulegramError
 from joulegram_pipeline.ids import check_run_id, new_run_id
 from joulegram_service.launch import CannotExecuteError, Launch
+from joulegram_service.run_processes import RunProcesses, table
 from joulegram_service.run_upstream import ENDPOINT, PROTOCOL, implied_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from joulegram.window import WindowEnergy
     from joulegram_service.config import Config
+    from joulegram_service.run_processes import ProcessRow
     from joulegram_service.sidecar import Sidecar
 
 __all__ = ["Launch", "run_command"]
@@ -53,7 +56,7 @@ def run_command(launch: Launch, config: Config, *, as_json: bool) -> int:
     Raises:
         JoulegramError: the sidecar could not start; the command was not executed.
     """
-    from joulegram_service.logs import set_up_logging
+    from joulegram_pipeline.logs import set_up_logging
 
     set_up_logging("warning")
     try:
@@ -76,20 +79,23 @@ async def _run(launch: Launch, config: Config, *, as_json: bool) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):  # before the command can be seen to run
             loop.add_signal_handler(number, launch.signal, number)
         start_ns = time.time_ns()
-        launch.start(_environment(os.environ, sidecar.grpc_port, sidecar.http_port, run_id))
-        status = await asyncio.to_thread(launch.wait)
+        processes = RunProcesses(launch.pid, _program(launch.command), sidecar.agent, start_ns, config.agent.proc_root)
+        async with processes:
+            launch.start(_environment(os.environ, sidecar.grpc_port, sidecar.http_port, run_id))
+            status = await asyncio.to_thread(launch.wait)
         end_ns = time.time_ns()
         with _progress("waiting for the energy of the command's last second"):
             await sidecar.engine.drain(SETTLE_S)
             if not sidecar.has_spans:
                 await sidecar.receive_span(root_span(launch.command, run_id, start_ns, end_ns, status))
             settled = await sidecar.end_run(run_id, "error" if status else "ok", SETTLE_S)
+            spent = await processes.rows(launch.cpu_ns, end_ns)
     if not settled:
         sys.stderr.write(
             f"joulegram: not all of the run was recorded within {SETTLE_S:g} s; the rest is in "
             f"{str(sidecar.layout.spool)!r} and is recorded when a sidecar next starts on this data directory\n"
         )
-    _summarise(sidecar, run_id, as_json=as_json)
+    _summarise(sidecar, run_id, *spent, as_json=as_json)
     return status
 
 
@@ -143,7 +149,7 @@ def root_span(command: list[str], run_id: str, start_ns: int, end_ns: int, statu
 
     request = ExportTraceServiceRequest()
     resource_spans = request.resource_spans.add()
-    program = os.path.basename(command[0])  # noqa: PTH119 - a word of a command line, not a path to follow
+    program = _program(command)
     _put(resource_spans.resource.attributes, {"service.name": program, "kfm.run_id": run_id, "kfm.component": "etl"})
     scope_spans = resource_spans.scope_spans.add()
     scope_spans.scope.name = "joulegram.run"
@@ -160,6 +166,10 @@ def root_span(command: list[str], run_id: str, start_ns: int, end_ns: int, statu
     return bytes(request.SerializeToString())
 
 
+def _program(command: list[str]) -> str:
+    return os.path.basename(command[0])  # noqa: PTH119 - a word of a command line, not a path to follow
+
+
 def _put(attributes: Any, values: Mapping[str, str | int]) -> None:
     for key, value in values.items():
         item = attributes.add()
@@ -170,8 +180,10 @@ def _put(attributes: Any, values: Mapping[str, str | int]) -> None:
             item.value.string_value = value
 
 
-def _summarise(sidecar: Sidecar, run_id: str, *, as_json: bool) -> None:
-    """Print what the ledger says of the run: what is shown is what was recorded.
+def _summarise(
+    sidecar: Sidecar, run_id: str, processes: list[ProcessRow], window: WindowEnergy, *, as_json: bool
+) -> None:
+    """Print what the ledger says of the run: what is shown is what was recorded. The processes are shown beside it.
 
     A command that names runs of its own gets a summary of each of them.
     """
@@ -194,5 +206,9 @@ def _summarise(sidecar: Sidecar, run_id: str, *, as_json: bool) -> None:
         from joulegram_rollup.render import render
 
         render(summary, Console(stderr=True), written)
-    if as_json:
-        sys.stdout.write(json.dumps(out[0] if len(out) == 1 else {"runs": out}, indent=2, ensure_ascii=False) + "\n")
+    if not as_json:
+        sys.stderr.write("".join(f"{line}\n" for line in table(processes, window)))
+        return
+    whole: dict[str, Any] = out[0] if len(out) == 1 else {"runs": out}
+    whole["processes"] = [row.to_json() for row in processes]
+    sys.stdout.write(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")

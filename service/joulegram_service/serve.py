@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 from typing import TYPE_CHECKING
 
 from joulegram_pipeline.errors import JoulegramError
-from joulegram_service.logs import set_up_logging
+from joulegram_pipeline.logs import set_up_logging
 from joulegram_service.sidecar import Sidecar
+from joulegram_service.signals import stop_event
 
 if TYPE_CHECKING:
     from joulegram_service.config import Config
@@ -20,14 +20,6 @@ log = logging.getLogger("joulegram")
 SWITCH_S = 0.0005
 """How long a thread keeps the interpreter while another wants it: Python's 5 ms are most of what an acknowledgement may
 take, and the engine works while requests come."""
-
-
-def stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
-    """An event that SIGINT and SIGTERM set; a second signal has no further effect."""
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    return stop
 
 
 def serve(config: Config) -> None:

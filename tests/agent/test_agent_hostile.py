@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joulegram_agent.client import AgentClient
+from joulegram_agent.conversation import Limits
 from joulegram_agent.local import MAX_NAMED
 from joulegram_agent.protocol import MAX_REQUEST_BYTES
 from joulegram_pipeline.errors import AgentError
@@ -101,7 +102,7 @@ def test_connections_are_bounded(tmp_path: Path) -> None:
     """Protocol: one connection too many is told busy and closed; a freed place is usable again."""
 
     async def body() -> tuple[str, dict[str, Any]]:
-        async with served(tmp_path, max_connections=2) as (node, server), AgentClient(node.path) as three:
+        async with served(tmp_path, Limits(connections=2)) as (node, server), AgentClient(node.path) as three:
             async with AgentClient(node.path) as one, AgentClient(node.path) as two:
                 await one.hello()
                 await two.hello()
@@ -119,7 +120,7 @@ def test_idle_connections_are_closed(tmp_path: Path) -> None:
     """Protocol: a peer that asks nothing, or dribbles half a line, does not hold a place."""
 
     async def body() -> bytes:
-        async with served(tmp_path, idle_s=0.05) as (node, _):
+        async with served(tmp_path, Limits(idle_s=0.05)) as (node, _):
             reader, writer = await asyncio.open_unix_connection(node.path)
             writer.write(b'{"v":1')
             left = await reader.read()
@@ -133,7 +134,7 @@ def test_peer_that_does_not_read_is_closed(tmp_path: Path) -> None:
     """Protocol: answers nobody takes do not pile up: the connection ends and the agent goes on."""
 
     async def body() -> int:
-        async with served(tmp_path, idle_s=0.1) as (node, server):
+        async with served(tmp_path, Limits(take_s=0.1)) as (node, server):
             node.run(600)
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.connect(str(node.path))

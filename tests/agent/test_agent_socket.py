@@ -8,8 +8,7 @@ import os
 import re
 import socket
 import stat
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,9 +17,11 @@ from joulegram_agent.protocol import OPS
 from joulegram_agent.server import AgentServer
 from joulegram_pipeline.energy import Method, TickBatch
 from joulegram_pipeline.errors import AgentError, BusyError, ConfigError, JoulegramError, StorageError
-from simulators.agent_node import J, S, converse, make_node, served, until
+from simulators.agent_lines import PAGE, examples, part
+from simulators.agent_node import J, S, make_node, served, talking, until
 
-DOC = Path(__file__).parents[2] / "docs" / "agent-protocol.md"
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_socket_mode_is_0660(tmp_path: Path) -> None:
@@ -172,34 +173,62 @@ def test_stop_with_open_connections(tmp_path: Path) -> None:
         asyncio.run(asyncio.wait_for(body(), 5))
 
 
-def doc_examples() -> list[dict[str, Any]]:
-    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", DOC.read_text(), re.DOTALL)]
-
-
 def test_protocol_page_lists_the_ops() -> None:
     """docs/agent-protocol.md: a heading and a request for every op the agent has, in order."""
-    headings = re.findall(r"^### `(\w+)`$", DOC.read_text(), re.MULTILINE)
+    headings = re.findall(r"^### `(\w+)`$", PAGE.read_text(), re.MULTILINE)
     assert tuple(headings) == OPS
-    assert [example["op"] for example in doc_examples() if "op" in example] == [*OPS, "reset"]
+    assert [example["op"] for example in examples() if "op" in example] == [*OPS, "reset"]
 
 
 def test_protocol_page_examples_are_what_the_agent_says(tmp_path: Path) -> None:
-    """docs/agent-protocol.md: each example request is answered with the id, keys and codes of the example answer."""
-    examples = doc_examples()
-    pairs = list(zip(examples[::2], examples[1::2], strict=True))
+    """docs/agent-protocol.md: each example request gets the line shown below it, with its id, keys and codes."""
+    shown = examples()
 
-    async def body() -> list[dict[str, Any]]:
-        async with served(tmp_path) as (node, _):
+    async def body() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        async with served(tmp_path) as (node, _), talking(node.path) as talk:
             node.proc.start(4711)
             node.run(2)
-            return await converse(node.path, *(json.dumps(ask).encode() + b"\n" for ask, _ in pairs))
+            pairs = []
+            for example in shown:
+                if "op" in example:
+                    talk.writer.write(json.dumps(example).encode() + b"\n")
+                else:
+                    pairs.append((example, await talk.line()))
+            return pairs
 
-    for (_, example), answer in zip(pairs, asyncio.run(body()), strict=True):
-        assert answer.keys() == example.keys()
-        assert (answer["id"], answer["ok"]) == (example["id"], example["ok"])
-        if example["ok"]:
-            assert answer["result"].keys() == example["result"].keys()
-        else:
-            assert answer["error"] == example["error"]
-    tick = examples[3]["result"]["ticks"][0]
-    assert TickBatch.from_json(examples[3]["result"]).ticks[0].to_json() == tick
+    pairs = asyncio.run(body())
+    assert len(pairs) == len(OPS) + 2
+    for example, line in pairs:
+        assert line.keys() == example.keys()
+        assert (line["id"], line.get("ok")) == (example["id"], example.get("ok"))
+        held = next(key for key in ("result", "error", "batch") if key in example)
+        assert line[held].keys() == example[held].keys()
+    refusal, told = pairs[-1], shown[3]["result"]
+    assert refusal[0]["error"] == refusal[1]["error"]
+    assert TickBatch.from_json(told).ticks[0].to_json() == told["ticks"][0]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_is_answered_is_what_the_schema_says(tmp_path: Path, op: str) -> None:
+    """S3-03: the result of each op, before the first tick and after, is valid by its own part of the schema."""
+    params: dict[str, dict[str, Any]] = {
+        "ticks": {"after": 0},
+        "name": {"pids": [4711, 5]},
+        "window": {"start_ns": 0, "end_ns": "9000000000000000000"},
+    }
+
+    async def body() -> list[dict[str, Any]]:
+        async with served(tmp_path) as (node, _), talking(node.path) as talk:
+            node.proc.start(4711)
+            if op == "unsubscribe":
+                await talk.ask("subscribe")
+            lines = [await talk.ask(op, **params.get(op, {}))] if op != "window" else []
+            if op in {"subscribe", "unsubscribe"}:
+                return lines
+            node.run(1)
+            node.tree.faults = {"package-0/dram": 5}
+            node.run(2)
+            return [*lines, await talk.ask(op, **params.get(op, {}))]
+
+    for line in asyncio.run(body()):
+        assert [error.message for error in part(f"{op}_result").iter_errors(line["result"])] == []

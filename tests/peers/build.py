@@ -1,11 +1,11 @@
-"""Builds the peers of the tests once: Go programs from pinned modules, the JSON exporter in an environment of its own.
+"""Builds the peers of the tests once: Go and Rust programs of pinned sources, Python ones in their own environments.
 
-    python tests/peers/build.py                 everything, about four minutes where nothing is cached
+    python tests/peers/build.py                 the programs that tests run by default, five minutes with nothing cached
     python tests/peers/build.py otelcol         one of them
 
 Invariants:
-    * every module is checked against the committed go.sum, every wheel against the committed hashes; one that differs
-      is an error, never a reason to skip;
+    * every module is checked against the committed go.sum, every wheel against the committed hashes, every crate by
+      cargo against its lock; a module or wheel that differs is an error, never a reason to skip;
     * what is built lies under .build/, which git ignores, and is built anew only when what it is made of has changed;
     * two runs at once do not build the same thing: the second waits for the first.
 
@@ -63,6 +63,7 @@ GO_PEERS = {
     ),
     "grpcurl": GoPeer("grpcurl", "github.com/fullstorydev/grpcurl/cmd/grpcurl"),
     "h2spec": GoPeer("h2spec", "github.com/summerwind/h2spec/cmd/h2spec"),
+    "node_exporter": GoPeer("node_exporter", "github.com/prometheus/node_exporter"),
 }
 
 
@@ -108,14 +109,59 @@ def json_exporter_python() -> Path:
         PeerMissingError: the packages cannot be had.
         PeerBuildError: a package is not what its hash says.
     """
-    lock = HERE / "python" / "json-exporter.txt"
-    with _once("python-json", [lock]) as directory:
+    return python_environment("json", HERE / "python" / "json-exporter.txt")
+
+
+def python_environment(name: str, lock: Path, python: str = sys.executable) -> Path:
+    """The Python of an environment that holds what a lock pins, and nothing else.
+
+    Args:
+        name: of the environment.
+        lock: a requirements file with hashes.
+        python: the interpreter it is made of.
+
+    Raises:
+        PeerMissingError: the packages cannot be had.
+        PeerBuildError: a package is not what its hash says.
+    """
+    with _once(f"python-{name}", [lock]) as directory:
         if directory is not None:
-            _run([sys.executable, "-m", "venv", "."], directory, "no environment can be made", missing=True)
+            _run([python, "-m", "venv", "."], directory, "no environment can be made", missing=True)
             install = ["bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            why = "the packages of the JSON exporter cannot be had"
+            why = f"the packages of {lock.stem} cannot be had"
             _run([*install, "--require-hashes", "-r", str(lock)], directory, why, missing=True)
-    return BUILD / "python-json" / "bin" / "python"
+    return BUILD / f"python-{name}" / "bin" / "python"
+
+
+def interpreter(version: str) -> str:
+    """A Python of this minor version, as ``3.12``.
+
+    Raises:
+        PeerMissingError: there is none on the path.
+    """
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
+    found = shutil.which(f"python{version}")
+    works = found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0
+    if found is None or not works:
+        raise PeerMissingError(f"python{version} is not installed")
+    return found
+
+
+def cargo_program(name: str, version: str, *options: str) -> Path:
+    """The program of a crate at this version, built with the crate's own lock, whose checksums cargo holds it to.
+
+    Raises:
+        PeerMissingError: cargo is not installed, or the crate or what it needs cannot be had or compiled.
+    """
+    if shutil.which("cargo") is None:
+        raise PeerMissingError("cargo is not installed")
+    with _once(f"cargo-{name}-{version}", []) as directory:
+        if directory is not None:
+            install = ["cargo", "install", "--quiet", "--locked", "--version", version, "--root", ".", *options, name]
+            _run(install, directory, f"the crate {name} cannot be had", missing=True, CARGO_TARGET_DIR="target")
+            shutil.rmtree(directory / "target", ignore_errors=True)
+    return BUILD / f"cargo-{name}-{version}" / "bin" / name
 
 
 @contextmanager

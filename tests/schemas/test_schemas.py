@@ -160,7 +160,7 @@ def test_what_breaks_a_contract_is_quoted(case: str) -> None:
 def test_a_schema_that_is_not_there_is_named() -> None:
     """Asking for an unknown schema says which there are."""
     for ask in (schema, validator):
-        with pytest.raises(SchemaError, match="got 'telemetry', expected one of ledger-line-v1"):
+        with pytest.raises(SchemaError, match="got 'telemetry', expected one of agent-protocol-v1, ledger-line-v1"):
             ask("telemetry")
 
 

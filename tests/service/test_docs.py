@@ -193,8 +193,14 @@ def test_what_is_said_of_a_commands_flags_is_so() -> None:
     """`run` has no endpoint, `validate`, `agent` and `verify` have what the page lists."""
     assert not {"--grpc-endpoint", "--http-endpoint", "--metrics-endpoint"} & flags_of(COMMANDS["run",])
     assert flags_of(COMMANDS["validate",]) - {"--help"} == {"--config", "--data-dir", "--region", "--upstream"}
+    told = set(
+        re.findall(r"`(--[a-z-]+)`", re.findall(r"`agent` takes (.*?), and reads neither", TEXT.replace("\n", " "))[0])
+    )
+    assert flags_of(COMMANDS["agent",]) - {"--help"} == told
+    page = (ROOT / "docs" / "agent.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^\| `(--[a-z-]+)` \|", page, re.MULTILINE)
     roots = {"--sysfs-root", "--proc-root", "--cgroup-root"}
-    assert flags_of(COMMANDS["agent",]) - {"--help"} == {"--socket", "--source", "--processes", "--state"} | roots
+    assert set(explained) == told - {"--socket", "--source", "--processes", "--state"} - roots
     assert flags_of(COMMANDS["agent", "doctor"]) - {"--help"} == {"--json"} | roots
     assert flags_of(COMMANDS["ledger", "verify"]) - {"--help"} == {"--expect-head", "--expect-lines"}
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 JOULEGRAM = (sys.executable, "-m", "joulegram_service")
 
 _GRPC_PORT = re.compile(r"OTLP/gRPC on \S+, port (\d+)")
+_HTTP_PORT = re.compile(r"OTLP/HTTP on \S+, port (\d+)")
 _HEALTH_PORT = re.compile(r"/readyz on port (\d+)")
 _AGENT_UP = re.compile(r"agent on \S+: source")
 _POLL_S = 0.02
@@ -146,6 +147,11 @@ class Serve(Service):
         """host:port of its gRPC listener, once it has one."""
         return f"127.0.0.1:{self.wait_for(_GRPC_PORT)[1]}"
 
+    @property
+    def http_url(self) -> str:
+        """URL of its HTTP listener, once it has one."""
+        return f"http://127.0.0.1:{self.wait_for(_HTTP_PORT)[1]}"
+
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a page of its health listener."""
         url = f"http://127.0.0.1:{self.wait_for(_HEALTH_PORT)[1]}{path}"
@@ -163,9 +169,9 @@ class Serve(Service):
 
 
 class Agent(Service):
-    """`joulegram agent` on a socket, over a powercap tree."""
+    """`joulegram agent` on a socket, over a powercap tree, with more flags."""
 
-    def __init__(self, directory: Path, tree: PowercapTree) -> None:
+    def __init__(self, directory: Path, tree: PowercapTree, *arguments: str) -> None:
         self.socket = directory / "agent.sock"
         super().__init__(
             directory,
@@ -173,6 +179,7 @@ class Agent(Service):
             f"--socket={self.socket}",
             "--source=powercap",
             f"--sysfs-root={tree.root}",
+            *arguments,
             name="agent",
         )
 
