@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from joulegram_agent.cgroups import CGROUP_ROOT, Cgroups
 from joulegram_agent.nvml_library import LIBRARY
 from joulegram_agent.reasons import NO_POWERCAP, PERMISSION_DENIED
 from joulegram_agent.sensor_sources import open_sensors
@@ -66,6 +67,45 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundCgroups:
+    """What can be told of containers.
+
+    Args:
+        version: ``v1``, ``v2`` or ``hybrid``; None where CPU time is not counted by cgroup.
+        cgroups: whose CPU time was read.
+        keys: containers and pods among them.
+        reason: why nothing can be read; None where something was.
+    """
+
+    version: str | None
+    cgroups: int
+    keys: frozenset[str]
+    reason: str | None
+
+    def text(self) -> str:
+        """For people."""
+        if self.version is None:
+            return self.reason or "nothing"
+        containers = sum("container/" in key for key in self.keys)
+        return f"{self.version}, {self.cgroups} read, containers: {containers}, pods: {len(self.pods)}"
+
+    @property
+    def pods(self) -> frozenset[str]:
+        """Uids of pods, those that show only by a container too."""
+        return frozenset(key.split("/")[1] for key in self.keys if key.startswith("pod/"))
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "version": self.version,
+            "cgroups": self.cgroups,
+            "containers": sorted(key.rpartition("/")[2] for key in self.keys if "container/" in key),
+            "pods": sorted(self.pods),
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What `joulegram agent doctor` prints.
 
@@ -74,6 +114,7 @@ class Diagnosis:
         takes: what ``auto`` takes.
         method: of that.
         advice: what would make CPU energy measured; None where it is, or where nothing would.
+        cgroups: what can be told of containers.
         beside: the sensors that are shown beside and are in no sum, read once.
     """
 
@@ -81,6 +122,7 @@ class Diagnosis:
     takes: str
     method: Method
     advice: str | None
+    cgroups: FoundCgroups
     beside: tuple[SensorTotals, ...] = ()
 
     @property
@@ -98,6 +140,7 @@ class Diagnosis:
                 lines.append(f"{'':<9} {each.reason}")
         lines += [f"{'beside':<9} {item.sensor.id} ({item.sensor.kind.value}): {_shown(item)}" for item in self.beside]
         lines.append(f"{'auto':<9} takes {self.takes}, {self.method.value}")
+        lines.append(f"{'cgroups':<9} {self.cgroups.text()}")
         if self.advice is not None:
             lines.append(f"{'to do':<9} {self.advice}")
         return "\n".join(lines)
@@ -116,6 +159,7 @@ class Diagnosis:
             ],
             "beside": [each.to_json() for each in self.beside],
             "auto": {"source": self.takes, "method": self.method.value},
+            "cgroups": self.cgroups.to_json(),
             "advice": self.advice,
         }
 
@@ -125,8 +169,9 @@ def examine(
     proc_root: Path = Path("/proc"),
     dev_root: Path = Path("/dev"),
     nvml_library: str = LIBRARY,
+    cgroup_root: Path = CGROUP_ROOT,
 ) -> Diagnosis:
-    """Try every source; see `open_reader` for the arguments."""
+    """Try every source; see `open_reader` for the arguments, and `Cgroups` for `cgroup_root`."""
 
     def opened(source: str) -> Reader:
         return open_reader(
@@ -140,7 +185,16 @@ def examine(
     auto = opened("auto")
     takes, method = auto.source, auto.method
     auto.close()
-    return Diagnosis(found, takes, method, None if _measures(found) else _advice(found), sensors.totals)
+    advice = None if _measures(found) else _advice(found)
+    return Diagnosis(found, takes, method, advice, _look_at_cgroups(cgroup_root), sensors.totals)
+
+
+def _look_at_cgroups(cgroup_root: Path) -> FoundCgroups:
+    cgroups = Cgroups(cgroup_root)
+    cgroups.open()
+    cgroups.close()
+    version = None if cgroups.hierarchy is None else cgroups.hierarchy.version
+    return FoundCgroups(version, len(cgroups.counters()), cgroups.keys, cgroups.reason)
 
 
 def _shown(totals: SensorTotals) -> str:

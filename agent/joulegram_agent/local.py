@@ -75,6 +75,7 @@ class LocalAgent:
                     with contextlib.suppress(asyncio.CancelledError):
                         await task
         finally:
+            self.sampler.close()
             self._save()
             self.close()
 

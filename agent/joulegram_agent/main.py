@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from joulegram_agent import DEFAULT_SOCKET
+from joulegram_agent.cgroups import CGROUP_ROOT
 from joulegram_agent.local import LocalAgent
 from joulegram_agent.metrics import AgentMetrics
 from joulegram_agent.metrics_http import MetricsServer, endpoint_of
@@ -29,6 +31,9 @@ from joulegram_pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from joulegram_agent.otlp_export_http import Target
     from joulegram_agent.privileges import Identity
+
+PROCESSES = ("named", "all")
+"""Which processes have a line in a tick."""
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +91,30 @@ def open_agent(
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
     dev_root: Path = Path("/dev"),
+    cgroup_root: Path = CGROUP_ROOT,
+    processes: str = "named",
     watts_idle: float | None = None,
     watts_max: float | None = None,
     state: Path | None = None,
 ) -> LocalAgent:
-    """An agent that is not entered yet; see `open_reader` for the arguments.
+    """An agent that is not entered yet.
 
-    Its counts survive a restart in the file `state`; without one they begin anew.
+    Args:
+        source: see `open_reader`, as for the other roots and the watts.
+        sysfs_root: ``/sys``, or where the host's is mounted.
+        proc_root: ``/proc``, or where the host's is mounted.
+        dev_root: ``/dev``, or where the host's is mounted.
+        cgroup_root: ``/sys/fs/cgroup``, or where the host's is mounted.
+        processes: one of `PROCESSES`: the named with their descendants, or every one besides.
+        watts_idle: for the model, watts of an idle logical CPU.
+        watts_max: for the model, watts of a busy logical CPU.
+        state: file in which its counts survive a restart; without one they begin anew.
 
     Raises:
-        ConfigError: as `open_reader`.
+        ConfigError: as `open_reader`; or `processes` is none of `PROCESSES`.
     """
+    if processes not in PROCESSES:
+        raise ConfigError("processes", processes, "one of " + ", ".join(PROCESSES))
     reader = open_reader(
         source,
         sysfs_root=sysfs_root,
@@ -105,19 +123,21 @@ def open_agent(
         watts_idle=watts_idle,
         watts_max=watts_max,
     )
-    sampler = Sampler(reader, proc_root=proc_root)
+    sampler = Sampler(reader, proc_root=proc_root, cgroup_root=cgroup_root, every_process=processes == "all")
     return LocalAgent(
         reader, sampler, sensors=open_sensors(sysfs_root), state=None if state is None else StateFile(state)
     )
 
 
 async def run_agent(
-    socket: Path,
+    socket: Path = DEFAULT_SOCKET,
     source: str = "auto",
     *,
     sysfs_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
     dev_root: Path = Path("/dev"),
+    cgroup_root: Path = CGROUP_ROOT,
+    processes: str = "named",
     watts_idle: float | None = None,
     watts_max: float | None = None,
     state: Path | None = None,
@@ -131,6 +151,8 @@ async def run_agent(
         sysfs_root: ``/sys``, or where the host's is mounted.
         proc_root: ``/proc``, or where the host's is mounted.
         dev_root: ``/dev``, or where the host's is mounted.
+        cgroup_root: ``/sys/fs/cgroup``, or where the host's is mounted.
+        processes: see `open_agent`.
         watts_idle: see `open_reader`.
         watts_max: see `open_reader`.
         state: file in which the counts survive a restart; by default ``agent-state.json`` beside the socket.
@@ -147,6 +169,8 @@ async def run_agent(
         sysfs_root=sysfs_root,
         proc_root=proc_root,
         dev_root=dev_root,
+        cgroup_root=cgroup_root,
+        processes=processes,
         watts_idle=watts_idle,
         watts_max=watts_max,
         state=state or socket.parent / FILE_NAME,

@@ -21,7 +21,6 @@ import errno
 import logging
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -208,6 +207,8 @@ def _read(source: _Source) -> int | str:
 
 def _scale_shift(path: Path) -> int:
     """Read n of a scale that is exactly 2^-n."""
+    from fractions import Fraction  # noqa: PLC0415 - it brings decimal along, for a PMU that is mostly not there
+
     text = _text(path)
     if _DECIMAL.fullmatch(text):
         scale = Fraction(text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from dataclasses import dataclass
 
@@ -64,9 +63,9 @@ class PerfCounter:
     """
 
     def __init__(self, event: PerfEvent) -> None:
-        number = _SYSCALLS.get(platform.machine())
+        number = _SYSCALLS.get(os.uname().machine)
         if number is None:
-            raise OSError(errno.ENOSYS, f"perf_event_open on {platform.machine()}")
+            raise OSError(errno.ENOSYS, f"perf_event_open on {os.uname().machine}")
         attr = _Attr(type=event.type, size=ctypes.sizeof(_Attr), config=event.config, read_format=_TOTAL_TIME_RUNNING)
         libc = ctypes.CDLL(None, use_errno=True)
         libc.syscall.restype = ctypes.c_long

@@ -3,45 +3,44 @@
 Invariants:
     * the trees of two named roots are disjoint: a process belongs to its nearest named ancestor;
     * a process is its pid and its start time, so a pid used again is another process;
-    * a figure is never negative.
+    * a figure is never negative;
+    * what a tree spent in a container is told by the container its processes ran in, so that it can be taken off there.
 
 A process's own count already holds its children that ended and were waited for. So when a process is gone,
 what was counted for it turns up again in the process that waited, and is taken off there. A child that ended
 without being waited for by its tree (its parent died or ignores SIGCHLD) turns up nowhere, and taking it off
 would make the figure fall: the fall is clamped at 0, which hides at most what the tree spent in that one tick.
-A process that outlives its parent leaves the tree. A root that ended is no longer reported: what it spent since
-it was last read is not known, so it is read at every sample.
+A process that outlives its parent leaves the tree: what it spends from then on is its container's, or the host's. A
+root that ended is no longer reported: what it spent since it was last read is not known, so it is read at every sample.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from joulegram_agent.cpu import JIFFY_NS
+from joulegram_agent.process_files import ProcessFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What was last seen of a process; `root` is None once it left every tree."""
-
-    parent: int
-    started: int
-    jiffies: int
-    root: int | None
+    from joulegram_agent.process_files import Seen
 
 
 class ProcessTrees:
-    """Reads ``/proc/<pid>``; with nothing named it touches no file."""
+    """Reads ``/proc/<pid>``; with nothing named it touches no file.
 
-    def __init__(self, proc_root: Path = Path("/proc")) -> None:
-        self._proc = proc_root
+    Args:
+        proc_root: ``/proc``, or where the host's is mounted.
+        tells_containers: the container of each process is looked up, at every look for descendants.
+    """
+
+    def __init__(self, proc_root: Path = Path("/proc"), *, tells_containers: bool = False) -> None:
+        self._tells_containers = tells_containers
+        self._files = ProcessFiles(proc_root)
         self._roots: dict[int, int] = {}
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, Seen] = {}
+        self._contained_ns: dict[str, int] = {}
+        self._were_members: set[int] = set()
         self._ended: dict[int, int] = {}
         self._ended_before: dict[int, int] = {}
 
@@ -52,7 +51,7 @@ class ProcessTrees:
 
     def name(self, pid: int) -> bool:
         """Count this process and its descendants from now on; False if there is no such process."""
-        seen = self._stat(pid)
+        seen = self._files.stat(pid)
         if seen is None:
             return False
         if self._roots.get(pid) != seen.started:
@@ -76,9 +75,11 @@ class ProcessTrees:
             return
         for member, seen in self._seen.items():
             if seen.root == pid:
-                self._seen[member] = replace(seen, root=None)
+                seen.root = None
+                self._were_members.add(member)
         if not self._roots:
             self._seen.clear()
+            self._files.close()
 
     def read(self, *, look: bool = True) -> dict[int, int]:
         """Nanoseconds of CPU time by live root since the last read, or since it was named.
@@ -91,40 +92,74 @@ class ProcessTrees:
             self._ended_before, self._ended = self._ended, {}
         if not self._roots:
             return {}
+        if not look and all(self._files.rests(pid) for pid, seen in self._seen.items() if seen.root is not None):
+            return dict.fromkeys(self._roots, 0)
         before = self._seen
         members = self._members() if look else self._known()
-        spent = dict.fromkeys(self._roots, 0)
+        cells: dict[tuple[int, str | None], int] = {}
         for pid, now in members.items():
             was = before.get(pid)
             known = was.jiffies if was is not None and was.started == now.started else 0
             if now.root is not None:
-                spent[now.root] += now.jiffies - known
-        left: dict[int, _Seen] = {}
+                cell = (now.root, now.container)
+                cells[cell] = cells.get(cell, 0) + now.jiffies - known
+        left: dict[int, Seen] = {}
         for pid, was in before.items():
             now_member = members.get(pid)
             if now_member is not None and now_member.started == was.started:
                 continue
-            alive = self._stat(pid)
+            alive = was if was.root is None and not look else self._files.stat(pid)
             if alive is not None and alive.started == was.started:
-                left[pid] = replace(was, root=None)
+                was.root = None
+                left[pid] = was
             elif was.root is not None:
                 self._ended[pid] = was.root
+                self._find_new_parents(pid, members)
                 waited = self._who_waited(was.parent, before, members)
-                if waited is not None:
-                    spent[waited] -= was.jiffies
+                if waited is not None and waited.root is not None:
+                    cell = (waited.root, waited.container)
+                    cells[cell] = cells.get(cell, 0) - was.jiffies
         self._seen = members | left
-        return {pid: max(0, jiffies) * JIFFY_NS for pid, jiffies in spent.items()}
+        self._files.keep_only(self._seen)
+        spent = dict.fromkeys(self._roots, 0)
+        for (root, container), jiffies in cells.items():
+            nanos = max(0, jiffies) * JIFFY_NS
+            spent[root] += nanos
+            if container is not None:
+                self._contained_ns[container] = self._contained_ns.get(container, 0) + nanos
+        return spent
 
-    def _who_waited(self, parent: int, before: dict[int, _Seen], members: dict[int, _Seen]) -> int | None:
-        """The root whose tree holds the nearest surviving ancestor of a process that ended."""
+    def take_contained(self) -> dict[str, int]:
+        """What the trees spent in each container or pod since this was last asked, as part of what `read` gave."""
+        taken, self._contained_ns = self._contained_ns, {}
+        return taken
+
+    def take_members(self) -> set[int]:
+        """The processes of all named trees, with those that were let go since this was last asked."""
+        taken, self._were_members = self._were_members, set()
+        return taken.union(pid for pid, seen in self._seen.items() if seen.root is not None)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._files.close()
+
+    def _who_waited(self, parent: int, before: dict[int, Seen], members: dict[int, Seen]) -> Seen | None:
+        """The nearest surviving ancestor of a process that ended."""
         for _ in range(len(before) + 1):
             was, now = before.get(parent), members.get(parent)
             if was is None:
                 return None
             if now is not None and now.started == was.started:
-                return now.root
+                return now
             parent = was.parent
         return None
+
+    def _find_new_parents(self, ended: int, members: dict[int, Seen]) -> None:
+        """Children of a process that ended go to another, who will wait for them, without running themselves."""
+        for pid, seen in members.items():
+            if seen.parent == ended:
+                now = self._files.stat(pid, fresh=True)
+                seen.parent = seen.parent if now is None else now.parent
 
     def _look(self, new_root: int) -> None:
         """Take a newly named tree's counts as they stand, so that its past is not counted."""
@@ -134,81 +169,51 @@ class ProcessTrees:
                 if was is None or was.started != now.started or was.root is None:
                     self._seen[pid] = now
 
-    def _members(self) -> dict[int, _Seen]:
+    def _members(self) -> dict[int, Seen]:
         """Every live process of a named tree with the root it belongs to; roots that ended are dropped."""
-        stats: dict[int, _Seen] = {}
+        stats: dict[int, Seen] = {}
         for pid, started in list(self._roots.items()):
-            seen = self._stat(pid)
+            seen = self._files.stat(pid)
             if seen is None or seen.started != started:
                 del self._roots[pid]
             else:
                 stats[pid] = seen
         if not stats:
             return {}
-        children = None if self._lists_children(next(iter(stats))) else self._scan()
-        members: dict[int, _Seen] = {}
+        children = None if self._files.lists_children(next(iter(stats))) else self._scan()
+        members: dict[int, Seen] = {}
         for root in list(stats):
             queue = [root]
             while queue:
                 pid = queue.pop()
-                seen = stats.get(pid) or self._stat(pid)
+                seen = stats.get(pid) or self._files.stat(pid)
                 if seen is None or pid in members:
                     continue
-                members[pid] = replace(seen, root=root)
-                below = children.get(pid, []) if children is not None else self._children(pid)
+                seen.root = root
+                seen.container = self._files.container(pid) if self._tells_containers else None
+                members[pid] = seen
+                below = children.get(pid, []) if children is not None else self._files.children(pid)
                 queue += [child for child in below if child not in self._roots]
         return members
 
-    def _known(self) -> dict[int, _Seen]:
+    def _known(self) -> dict[int, Seen]:
         """The processes seen last that still live; roots that ended are dropped."""
-        members: dict[int, _Seen] = {}
+        members: dict[int, Seen] = {}
         for pid, was in self._seen.items():
-            now = self._stat(pid) if was.root is not None else None
+            now = self._files.stat(pid) if was.root is not None else None
             if now is not None and now.started == was.started:
-                members[pid] = replace(now, root=was.root)
+                now.root, now.container = was.root, was.container
+                members[pid] = now
         for pid, started in list(self._roots.items()):
             if pid not in members or members[pid].started != started:
                 del self._roots[pid]
         return {pid: seen for pid, seen in members.items() if seen.root in self._roots}
 
-    def _lists_children(self, pid: int) -> bool:
-        return (self._proc / str(pid) / "task" / str(pid) / "children").exists()
-
-    def _children(self, pid: int) -> list[int]:
-        """Children by the kernel's own lists, one for each thread."""
-        found: list[int] = []
-        try:
-            for thread in (self._proc / str(pid) / "task").iterdir():
-                found += [int(child) for child in (thread / "children").read_bytes().split()]
-        except (OSError, ValueError):
-            return found  # the process ended while it was read: its children are orphans now
-        return found
-
     def _scan(self) -> dict[int, list[int]]:
         """Children by pid from every process's parent: for kernels built without the lists."""
         children: dict[int, list[int]] = {}
-        for path in _numbered(self._proc):
-            seen = self._stat(path)
+        for pid in self._files.pids():
+            seen = self._files.stat_once(pid)
             if seen is not None:
-                children.setdefault(seen.parent, []).append(path)
+                children.setdefault(seen.parent, []).append(pid)
         return children
-
-    def _stat(self, pid: int) -> _Seen | None:
-        try:
-            # The name in brackets may hold brackets and spaces; what follows the last bracket is fixed.
-            fields = (self._proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
-            return _Seen(
-                parent=int(fields[1]),
-                started=int(fields[19]),
-                jiffies=sum(int(field) for field in fields[11:15]),
-                root=None,
-            )
-        except (OSError, ValueError, IndexError):
-            return None
-
-
-def _numbered(folder: Path) -> Iterable[int]:
-    try:
-        return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-    except OSError:
-        return []

@@ -11,6 +11,7 @@ import errno
 NO_POWERCAP = "no_powercap"
 NO_MSR = "no_msr"
 NO_PERF = "no_perf"
+NO_CGROUPS = "no_cgroups"
 NO_HWMON = "no_hwmon"
 PERMISSION_DENIED = "permission_denied"
 DOMAIN_VANISHED = "domain_vanished"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -49,7 +48,10 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             mode = path.stat().st_mode & 0o777
-        fd, temp_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        # As tempfile.mkstemp, which would bring shutil and three compressors into the agent's memory.
+        wanted = str(path.parent / f".{path.name}.{os.urandom(6).hex()}.tmp")
+        fd = os.open(wanted, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        temp_name = wanted
         with os.fdopen(fd, "wb") as handle:
             handle.write(data)
             handle.flush()

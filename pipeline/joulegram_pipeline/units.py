@@ -8,8 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 UJ_PER_J = 1_000_000
 UJ_PER_KWH = 3_600_000_000_000
 UG_PER_G = 1_000_000
@@ -33,7 +31,10 @@ def uj_to_j(energy_uj: int) -> float:
 
 def j_to_uj(energy_j: float) -> int:
     """Joules as microjoules, to the nearest microjoule, halves to even."""
-    return round(Fraction(energy_j) * UJ_PER_J)
+    # By hand, as a Fraction would bring the decimal module into the agent's memory.
+    above, below = energy_j.as_integer_ratio()
+    whole, rest = divmod(above * UJ_PER_J, below)
+    return whole + (2 * rest > below or (2 * rest == below and whole % 2 == 1))
 
 
 def uj_to_wh(energy_uj: int) -> float:

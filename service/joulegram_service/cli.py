@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from joulegram_pipeline.errors import ConfigError, JoulegramError
-from joulegram_service.cli_agent import SourceFlag, SysfsFlag
+from joulegram_service.cli_agent import CgroupFlag, ProcessesFlag, ProcFlag, SourceFlag, SysfsFlag
 from joulegram_service.cli_agent import app as agent_app
 from joulegram_service.cli_spool import app as spool_app
 
@@ -139,6 +139,9 @@ def run(
     agent_socket: SocketFlag = None,
     source: SourceFlag = None,
     sysfs_root: SysfsFlag = None,
+    proc_root: ProcFlag = None,
+    cgroup_root: CgroupFlag = None,
+    processes: ProcessesFlag = None,
     emission_factor: FactorFlag = None,
     emission_factor_source: FactorSourceFlag = None,
     as_json: Annotated[
@@ -163,6 +166,9 @@ def run(
             agent_socket=agent_socket,
             source=source,
             sysfs_root=sysfs_root,
+            proc_root=proc_root,
+            cgroup_root=cgroup_root,
+            processes=processes,
             emission_factor=emission_factor,
             emission_factor_source=emission_factor_source,
             grpc_endpoint="127.0.0.1:0",
@@ -188,6 +194,9 @@ def serve(
     agent_socket: SocketFlag = None,
     source: SourceFlag = None,
     sysfs_root: SysfsFlag = None,
+    proc_root: ProcFlag = None,
+    cgroup_root: CgroupFlag = None,
+    processes: ProcessesFlag = None,
     region: RegionFlag = None,
     emission_factor: FactorFlag = None,
     emission_factor_source: FactorSourceFlag = None,
@@ -203,6 +212,9 @@ def serve(
         agent_socket=agent_socket,
         source=source,
         sysfs_root=sysfs_root,
+        proc_root=proc_root,
+        cgroup_root=cgroup_root,
+        processes=processes,
         region=region,
         emission_factor=emission_factor,
         emission_factor_source=emission_factor_source,
@@ -282,12 +294,15 @@ def version() -> None:
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "agent_socket": ("agent", "socket"),
+    "cgroup_root": ("agent", "cgroup_root"),
     "data_dir": ("data_dir",),
     "emission_factor": ("carbon", "factor", "kg_per_kwh"),
     "emission_factor_source": ("carbon", "factor", "source"),
     "grpc_endpoint": ("receiver", "protocols", "grpc", "endpoint"),
     "http_endpoint": ("receiver", "protocols", "http", "endpoint"),
     "metrics_endpoint": ("telemetry", "metrics", "endpoint"),
+    "proc_root": ("agent", "proc_root"),
+    "processes": ("agent", "processes"),
     "region": ("carbon", "region"),
     "source": ("agent", "source"),
     "sysfs_root": ("agent", "sysfs_root"),

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from joulegram_agent import DEFAULT_SOCKET
-from joulegram_pipeline.errors import ConfigError, JoulegramError
 
-OK, FAILED, USAGE = 0, 1, 2
+OK, FAILED = 0, 1
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -21,6 +20,17 @@ SourceFlag = Annotated[
 ]
 SysfsFlag = Annotated[
     Path | None, typer.Option("--sysfs-root", help="Where /sys is, or a copy of it.", show_default="/sys")
+]
+ProcFlag = Annotated[
+    Path | None, typer.Option("--proc-root", help="Where /proc is, or a copy of it.", show_default="/proc")
+]
+CgroupFlag = Annotated[
+    Path | None,
+    typer.Option("--cgroup-root", help="Where /sys/fs/cgroup is, or a copy of it.", show_default="/sys/fs/cgroup"),
+]
+ProcessesFlag = Annotated[
+    str | None,
+    typer.Option("--processes", help="named: those a client asked for; all: every one.", show_default="named"),
 ]
 
 UserFlag = Annotated[
@@ -54,8 +64,9 @@ HwIdFlag = Annotated[
 
 AGENT_HELP = """Measure the node's energy and serve it on a Unix socket.
 
-The privileged part: it reads energy counters and needs to read nothing else. Where there are none it models, and
-says so. Started as root with --user it opens them and goes on without privileges.
+The privileged part: it reads energy counters, and the CPU time of processes and cgroups, and needs to read nothing
+else. Where there are no counters it models, and says so. Started as root with --user it opens them and goes on
+without privileges.
 
 Example:
 
@@ -82,6 +93,9 @@ def agent(
     socket: Annotated[Path, typer.Option("--socket", help="Path of the socket; its mode is 0660.")] = DEFAULT_SOCKET,
     source: SourceFlag = None,
     sysfs_root: SysfsFlag = None,
+    proc_root: ProcFlag = None,
+    cgroup_root: CgroupFlag = None,
+    processes: ProcessesFlag = None,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -102,34 +116,42 @@ def agent(
     if context.invoked_subcommand is not None:
         return
     from joulegram import __version__
-    from joulegram_agent.main import Outside
-    from joulegram_service.measure import measure
+    from joulegram_agent.standalone import become
 
-    outside = Outside(
-        version=__version__,
-        user=user,
-        group=group,
-        allow_groups=tuple(allow_group or ()),
-        metrics=metrics,
-        otlp_endpoint=otlp_endpoint,
-        otlp_interval_s=otlp_interval,
-        hw_id=hw_id,
+    # A process that keeps nothing of this command line's libraries: the agent may be privileged, and is to be small.
+    become(
+        {
+            "socket": socket,
+            "source": source,
+            "sysfs_root": sysfs_root,
+            "proc_root": proc_root,
+            "cgroup_root": cgroup_root,
+            "processes": processes,
+            "state": state,
+            "version": __version__,
+            "user": user,
+            "group": group,
+            "allow_groups": allow_group,
+            "metrics": metrics,
+            "otlp_endpoint": otlp_endpoint,
+            "otlp_interval_s": otlp_interval,
+            "hw_id": hw_id,
+        }
     )
-    try:
-        measure(socket, source or "auto", sysfs_root or Path("/sys"), state, outside)
-    except JoulegramError as error:
-        typer.echo(f"joulegram: {error}", err=True)
-        raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILED) from error
 
 
 @app.command(help=DOCTOR_HELP)
 def doctor(
     sysfs_root: SysfsFlag = None,
+    proc_root: ProcFlag = None,
+    cgroup_root: CgroupFlag = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """See DOCTOR_HELP."""
     from joulegram_agent.doctor import examine
 
-    diagnosis = examine(sysfs_root or Path("/sys"))
+    diagnosis = examine(
+        sysfs_root or Path("/sys"), proc_root or Path("/proc"), cgroup_root=cgroup_root or Path("/sys/fs/cgroup")
+    )
     typer.echo(json.dumps(diagnosis.to_json()) if as_json else diagnosis.text())
     raise typer.Exit(OK if diagnosis.measures else FAILED)

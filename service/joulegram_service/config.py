@@ -70,6 +70,8 @@ class AgentConfig(Section):
     sysfs_root: Path = Path("/sys")
     proc_root: Path = Path("/proc")
     dev_root: Path = Path("/dev")
+    cgroup_root: Path = Path("/sys/fs/cgroup")
+    processes: Literal["named", "all"] = "named"
 
 
 class EnergyConfig(Section):
@@ -161,6 +163,9 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
     "JOULEGRAM_AGENT_SOCKET": ("agent", "socket"),
     "JOULEGRAM_AGENT_SOURCE": ("agent", "source"),
     "JOULEGRAM_SYSFS_ROOT": ("agent", "sysfs_root"),
+    "JOULEGRAM_PROC_ROOT": ("agent", "proc_root"),
+    "JOULEGRAM_CGROUP_ROOT": ("agent", "cgroup_root"),
+    "JOULEGRAM_AGENT_PROCESSES": ("agent", "processes"),
     "JOULEGRAM_REGION": ("carbon", "region"),
     "JOULEGRAM_TABLE": ("carbon", "table"),
     "JOULEGRAM_UPSTREAM": ("upstream", "endpoint"),

@@ -56,7 +56,7 @@ def run_command(launch: Launch, config: Config, *, as_json: bool) -> int:
     Raises:
         JoulegramError: the sidecar could not start; the command was not executed.
     """
-    from joulegram_service.logs import set_up_logging
+    from joulegram_pipeline.logs import set_up_logging
 
     set_up_logging("warning")
     try:

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from joulegram_pipeline.errors import JoulegramError
-from joulegram_service.logs import set_up_logging
+from joulegram_pipeline.logs import set_up_logging
 from joulegram_service.sidecar import Sidecar
 from joulegram_service.signals import stop_event
 

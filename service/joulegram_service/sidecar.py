@@ -202,6 +202,8 @@ class Sidecar:
                 sysfs_root=config.agent.sysfs_root,
                 proc_root=config.agent.proc_root,
                 dev_root=config.agent.dev_root,
+                cgroup_root=config.agent.cgroup_root,
+                processes=config.agent.processes,
             )
         self.agent = source
         # The ticks behind the snapshot are known when they are replayed; asked for before, they would come twice.

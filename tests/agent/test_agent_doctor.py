@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from joulegram_agent.doctor import Diagnosis, examine
 from joulegram_pipeline.energy import Method
 from joulegram_service.cli_agent import app
+from simulators.cgroupfs import IDS, UID, CgroupTree, in_docker, in_pod
 from simulators.energy_machine import NO_LIBRARY, Machine
 from simulators.hwmon import SensorTree
 from simulators.nvml import NvmlSim, SimBoard, uuid
@@ -84,6 +85,21 @@ def test_a_machine_without_anything_is_told_so(tmp_path: Path) -> None:
     said = json.loads(machine.output)
     assert [each["source"] for each in said["sources"]] == ["powercap", "msr", "perf", "hwmon", "nvml"]
     assert "intel_rapl_msr" in said["advice"]
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+def test_it_says_which_cgroups_there_are_and_what_containers_it_sees(tmp_path: Path, version: str) -> None:
+    """Issue 5, deliver 6: the version, and whether ids of containers can be read; a node without says why not."""
+    cgroups = CgroupTree(tmp_path / "cgroup", version)
+    for path in (in_pod(0), in_pod(1), in_docker(2)):
+        cgroups.create(path)
+    roots = ["--sysfs-root", str(tmp_path), "--proc-root", str(tmp_path), "--cgroup-root"]
+    plain = CliRunner().invoke(app, ["doctor", *roots, str(cgroups.root)])
+    assert f"cgroups   {version}, {len(cgroups.used_ns)} read, containers: 3, pods: 1\n" in plain.output
+    said = json.loads(CliRunner().invoke(app, ["doctor", "--json", *roots, str(cgroups.root)]).output)["cgroups"]
+    assert (said["containers"], said["pods"]) == (sorted(IDS[:3]), [UID])
+    without = CliRunner().invoke(app, ["doctor", *roots, str(tmp_path / "none")])
+    assert "cgroups   no_cgroups: " in without.output
 
 
 def test_sensors_are_shown_beside(tmp_path: Path) -> None:

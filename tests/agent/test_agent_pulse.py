@@ -15,6 +15,7 @@ from joulegram_pipeline.units import NS_PER_S
 from simulators.procfs import FakeProc, ManualClock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MS = 1_000_000
@@ -64,14 +65,22 @@ def test_deadlines_that_passed_are_counted(
     sampler.sample()
     sleeps = iter(range(21))
 
-    async def sleep(delay_s: float) -> None:
-        if next(sleeps) == 20:
-            raise asyncio.CancelledError
-        clock.advance(round(delay_s * NS_PER_S) + oversleep_ms * MS)
+    async def body() -> None:
+        loop, running = asyncio.get_running_loop(), asyncio.current_task()
+        assert running is not None
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
+        def call_later(delay_s: float, step: Callable[[], None]) -> asyncio.Handle:
+            if next(sleeps) == 20:
+                running.cancel()
+                return loop.call_soon(clock.mono_ns)
+            clock.advance(round(delay_s * NS_PER_S) + oversleep_ms * MS)
+            return loop.call_soon(step)
+
+        monkeypatch.setattr(loop, "call_later", call_later)
+        await sampler.run(lambda tick: None)
+
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(sampler.run(lambda tick: None))
+        asyncio.run(body())
     assert (sampler.pulse.missed_samples, sampler.pulse.samples) == (missed, 21)
     assert sampler.pulse.ticks == len(sampler.published) > 0
 

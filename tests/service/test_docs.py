@@ -11,6 +11,8 @@ import typer
 import yaml
 from pydantic import BaseModel
 
+from joulegram_agent.cgroups import MAX_CGROUPS
+from joulegram_agent.every_process import MOST
 from joulegram_agent.sampler import RING_S
 from joulegram_pipeline.metrics import Metrics
 from joulegram_processor import machine, machine_types, native, runs, spans
@@ -197,8 +199,9 @@ def test_what_is_said_of_a_commands_flags_is_so() -> None:
     assert flags_of(COMMANDS["agent",]) - {"--help"} == told
     page = (ROOT / "docs" / "agent.md").read_text(encoding="utf-8")
     explained = re.findall(r"^\| `(--[a-z-]+)` \|", page, re.MULTILINE)
-    assert set(explained) == told - {"--socket", "--source", "--sysfs-root", "--state"}
-    assert flags_of(COMMANDS["agent", "doctor"]) - {"--help"} == {"--sysfs-root", "--json"}
+    roots = {"--sysfs-root", "--proc-root", "--cgroup-root"}
+    assert set(explained) == told - {"--socket", "--source", "--processes", "--state"} - roots
+    assert flags_of(COMMANDS["agent", "doctor"]) - {"--help"} == {"--json"} | roots
     assert flags_of(COMMANDS["ledger", "verify"]) - {"--help"} == {"--expect-head", "--expect-lines"}
 
 
@@ -258,6 +261,8 @@ LIMITS = {
     "runs in memory": (str(machine.MAX_RUNS),),
     "traces listed": (str(runs.MAX_TRACES),),
     "ETL nodes listed": (str(runs.MAX_NODES),),
+    "processes with a line": (str(MOST),),
+    "cgroups an agent reads": (str(MAX_CGROUPS),),
     "ticks an agent keeps": (f"{RING_S} s",),
 }
 

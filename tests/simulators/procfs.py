@@ -51,6 +51,7 @@ class SimProcess:
     own: int = 0
     waited: int = 0
     name: str = "work"
+    threads: int = 1
 
 
 @dataclass
@@ -106,6 +107,11 @@ class FakeProc:
         self.processes[pid].own += jiffies
         self._write(pid)
 
+    def rewrite(self, pid: int) -> None:
+        """Show what was changed of a process by hand."""
+        self._write(pid)
+        self._write_children()
+
     def end(self, pid: int, *, waited: bool = True) -> None:
         """A process is gone: its parent waited for it or not; its children go to init."""
         ended = self.processes.pop(pid)
@@ -117,13 +123,16 @@ class FakeProc:
         if waited and parent is not None:
             parent.waited += ended.own + ended.waited
             self._write(parent.pid)
-        (self.root / str(pid) / "stat").unlink()
+        stat = self.root / str(pid) / "stat"
+        stat.write_bytes(b"")  # who has it open reads nothing from now on: the kernel says ESRCH
+        stat.unlink()
         self._write_children()
 
     def _write(self, pid: int) -> None:
         process = self.processes[pid]
         fields = ["0"] * 50
         fields[0], fields[1], fields[19] = "S", str(process.parent), str(process.started)
+        fields[17] = str(process.threads)
         # Both halves of each count are used, so that a reader who forgets system time is found out.
         fields[11], fields[12] = str(process.own - process.own // 2), str(process.own // 2)
         fields[13], fields[14] = str(process.waited - process.waited // 2), str(process.waited // 2)

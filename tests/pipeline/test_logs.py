@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from joulegram_service.logs import BURST, MAX_CHARACTERS, JsonFormatter, RateLimit, TextFormatter, set_up_logging
+from joulegram_pipeline.logs import BURST, MAX_CHARACTERS, JsonFormatter, RateLimit, TextFormatter, set_up_logging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
