@@ -41,6 +41,7 @@ class Seen:
         parent: its pid.
         started: jiffies from boot to its start; with the pid, who it is.
         jiffies: CPU time of its own and of the children it waited for, user and system.
+        own_jiffies: of its own alone.
         threads: it has.
         root: the named process whose tree it is in; None once it left every tree.
         container: key of the container or pod it runs in.
@@ -49,6 +50,7 @@ class Seen:
     parent: int
     started: int
     jiffies: int
+    own_jiffies: int
     threads: int = 1
     root: int | None = None
     container: str | None = None
@@ -199,18 +201,14 @@ def _parse(data: bytes) -> Seen | None:
     try:
         # The name in brackets may hold brackets and spaces; what follows the last bracket is fixed.
         fields = data[data.rindex(b")") + 1 :].split(None, 20)
-        return Seen(
-            int(fields[1]),
-            int(fields[19]),
-            int(fields[11]) + int(fields[12]) + int(fields[13]) + int(fields[14]),
-            int(fields[17]),
-        )
+        own = int(fields[11]) + int(fields[12])
+        return Seen(int(fields[1]), int(fields[19]), own + int(fields[13]) + int(fields[14]), own, int(fields[17]))
     except (ValueError, IndexError):
         return None
 
 
 def _copy(seen: Seen) -> Seen:
-    return Seen(seen.parent, seen.started, seen.jiffies, seen.threads)
+    return Seen(seen.parent, seen.started, seen.jiffies, seen.own_jiffies, seen.threads)
 
 
 def _numbers(data: bytes) -> list[int]:

@@ -40,6 +40,7 @@ class ProcessTrees:
         self._roots: dict[int, int] = {}
         self._seen: dict[int, Seen] = {}
         self._contained_ns: dict[str, int] = {}
+        self._own_ns: dict[int, int] = {}
         self._were_members: set[int] = set()
         self._ended: dict[int, int] = {}
         self._ended_before: dict[int, int] = {}
@@ -100,6 +101,9 @@ class ProcessTrees:
         for pid, now in members.items():
             was = before.get(pid)
             known = was.jiffies if was is not None and was.started == now.started else 0
+            if now.root == pid:
+                own = was.own_jiffies if was is not None and was.started == now.started else 0
+                self._own_ns[pid] = self._own_ns.get(pid, 0) + (now.own_jiffies - own) * JIFFY_NS
             if now.root is not None:
                 cell = (now.root, now.container)
                 cells[cell] = cells.get(cell, 0) + now.jiffies - known
@@ -132,6 +136,11 @@ class ProcessTrees:
     def take_contained(self) -> dict[str, int]:
         """What the trees spent in each container or pod since this was last asked, as part of what `read` gave."""
         taken, self._contained_ns = self._contained_ns, {}
+        return taken
+
+    def take_own(self) -> dict[int, int]:
+        """What the named processes spent themselves since this was last asked; the rest was their descendants'."""
+        taken, self._own_ns = self._own_ns, {}
         return taken
 
     def take_members(self) -> set[int]:

@@ -272,14 +272,16 @@ class Sampler:
     def _make_edge(self, reading: Reading, now: Instant) -> _Edge:
         return _Edge(now, self._machine.read(), reading.static_uj)
 
-    def _shares(self) -> tuple[dict[int, int], dict[str, int]]:
-        """CPU time of the window that ends now, by process and by container; they are disjoint."""
+    def _shares(self) -> tuple[dict[int, int], dict[int, int], dict[str, int]]:
+        """CPU time of the window that ends now: by process, of descendants in that, and by container beside both."""
         processes, self._process_ns = self._process_ns, {}
+        own = self.trees.take_own()
+        below = {pid: spent - own[pid] for pid, spent in processes.items() if spent > own.get(pid, spent)}
         if self.every_process is not None:
             processes |= self.every_process.window(processes, self.trees.take_members())
         if self.cgroups is None:
-            return processes, {}
-        return processes, self.cgroups.window(self.trees.take_contained())
+            return processes, below, {}
+        return processes, below, self.cgroups.window(self.trees.take_contained())
 
     def close(self) -> None:
         """Close the files that are kept open; the reader is its owner's."""
@@ -296,6 +298,7 @@ class Sampler:
         self._edge = edge
         self._process_ns = {}
         self.trees.take_contained()
+        self.trees.take_own()
         if self.every_process is not None:
             self.every_process.open()
         if self.cgroups is not None:
@@ -308,7 +311,7 @@ class Sampler:
             self._begin(end)
             return None
         cpu_busy_ns, cpu_total_ns = _cpu_between(start, end)
-        processes, containers = self._shares()
+        processes, descendants, containers = self._shares()
         self._seq += 1
         tick = Tick(
             seq=self._seq,
@@ -320,6 +323,7 @@ class Sampler:
             cpu_busy_ns=cpu_busy_ns,
             cpu_total_ns=cpu_total_ns,
             process_cpu_ns=processes,
+            descendant_cpu_ns=descendants,
             container_cpu_ns=containers,
             process_gpu_ns=process_gpu_ns,
         )

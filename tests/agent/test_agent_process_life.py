@@ -68,8 +68,10 @@ def test_children_shorter_than_any_look_are_in_their_parents_figure() -> None:
         assert trees.name(process.pid)
         go(process)
         spent = trees.read()[process.pid]
+        own = trees.take_own()[process.pid]
         trees.close()
     assert spent >= 20 * 20 * MS - 2 * JIFFY_NS
+    assert own <= spent // 2  # forking and waiting, and not what the children burnt
 
 
 def test_grandchild_that_nobody_of_the_tree_waits_for_is_not_in_it() -> None:
@@ -145,7 +147,7 @@ def test_two_processes_on_one_number_are_two_and_one_look_sees_both(tmp_path: Pa
     proc.end(10)
     proc.start(10, started=200, own=9)
     second = files.stat(10)
-    assert (first, second) == (Seen(1, 100, 7), Seen(1, 200, 9))
+    assert (first, second) == (Seen(1, 100, 7, 7), Seen(1, 200, 9, 9))
     proc.end(10)
     assert files.stat(10) is None
     files.close()

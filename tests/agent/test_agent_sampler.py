@@ -247,6 +247,7 @@ def test_cpu_time_of_machine_and_processes(tmp_path: Path) -> None:
     (tick,) = node.run(1)
     assert (tick.cpu_busy_ns, tick.cpu_total_ns) == (50 * JIFFY_NS, 2 * S)
     assert tick.process_cpu_ns == {10: 30 * JIFFY_NS}
+    assert tick.descendant_cpu_ns == {}
     node.proc.spend(10**6)
     assert node.run(1)[0].cpu_busy_ns == 2 * S
 
@@ -324,6 +325,25 @@ def test_ticks_add_up_to_the_truth(
     assert node.published("package-1") == totals.energy_uj["package-1"]
     assert totals.energy_uj["package-1"] + totals.unplaced_uj["package-1"] == node.tree.truth_uj["package-1"]
     assert all(gap.domain == "package-1" for tick in node.ticks for gap in tick.gaps)
+
+
+def test_what_descendants_spent_is_told_apart(tmp_path: Path) -> None:
+    """Alive, or ended and waited for: of 42 jiffies in the tree 12 were the process's own."""
+    node = make_node(tmp_path)
+    node.proc.start(10, own=500)
+    node.proc.start(11, parent=10, own=70)
+    node.sampler.trees.name(10)
+    node.proc.work(10, 12)
+    node.proc.work(11, 10)
+    node.proc.start(12, parent=10)
+    node.proc.work(12, 20)
+    node.proc.end(12)
+    (tick,) = node.run(1)
+    assert tick.process_cpu_ns == {10: 42 * JIFFY_NS}
+    assert tick.descendant_cpu_ns == {10: 30 * JIFFY_NS}
+    node.proc.work(10, 3)
+    (tick,) = node.run(1)
+    assert (tick.process_cpu_ns, tick.descendant_cpu_ns) == ({10: 3 * JIFFY_NS}, {})
 
 
 def test_a_process_that_ends_inside_a_window_keeps_what_it_spent(tmp_path: Path) -> None:
