@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from simulators.threaded_worker import spans_of_threads
 from simulators.workers import Given, spans_of_workers
 
 if TYPE_CHECKING:
@@ -42,3 +43,15 @@ def test_who_sleeps_is_given_no_dynamic_energy(given: dict[str, Given]) -> None:
     assert none.scope == "process"
     assert none.counted_ns <= 10_000_000
     assert none.energy_uj * three.counted_ns <= 3 * none.counted_ns * three.energy_uj
+
+
+def test_threads_of_one_process_are_told_apart_by_their_own_cpu_time(tmp_path: Path) -> None:
+    """Issue 5: threads at 1:3 with the SDK's processor, and one that sleeps; a process's energy follows its threads."""
+    given = spans_of_threads(tmp_path, {"one": 0.15, "three": 0.45, "none": 0.0}, SECONDS)
+    one, three, none = given["one"], given["three"], given["none"]
+    spent, energy = one.cpu_ns + three.cpu_ns, one.energy_uj + three.energy_uj
+
+    assert {each.scope for each in given.values()} == {"span"}
+    assert energy > 0
+    assert one.energy_uj / energy == pytest.approx(one.cpu_ns / spent, abs=POINTS)
+    assert none.energy_uj / energy <= none.cpu_ns / spent + 0.001
