@@ -57,14 +57,22 @@ class MsrFile:
         OSError: EPERM without CAP_SYS_RAWIO, EACCES without read access, ENXIO where the CPU is offline.
     """
 
+    _fd = -1
+
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, address: int) -> bytes:
         return os.pread(self._fd, _REGISTER_BYTES, address)
 
+    def __del__(self) -> None:
+        """Whoever forgets to close gives back what is open all the same, as with files."""
+        self.close()
+
     def close(self) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,14 +63,22 @@ class CounterFile:
         OSError: it cannot be opened.
     """
 
+    _fd = -1
+
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> bytes:
         return os.pread(self._fd, 64, 0)
 
+    def __del__(self) -> None:
+        """Whoever forgets to close gives back what is open all the same, as with files."""
+        self.close()
+
     def close(self) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class PowercapReader:

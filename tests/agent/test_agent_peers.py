@@ -176,7 +176,7 @@ def test_real_processes_of_other_users(open_folder: Path, who: tuple[int, ...], 
 
 @NEEDS_ROOT
 def test_the_flags_name_who_may_ask(open_folder: Path) -> None:
-    """docs/access.md: --group gives the socket to a group, --allow-group lets another in; one in neither is denied."""
+    """docs/agent.md: --group gives the socket to a group, --allow-group lets another in; one in neither is denied."""
     path = open_folder / "agent.sock"
 
     async def body() -> list[str]:

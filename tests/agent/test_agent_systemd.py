@@ -76,7 +76,7 @@ def test_the_directory_of_the_socket_is_the_groups_alone() -> None:
 
 
 def test_privileges_are_the_least() -> None:
-    """docs/access.md: one capability, in no other set than the bounding one, and a service that cannot gain any."""
+    """docs/agent.md: one capability, in no other set than the bounding one, and a service that cannot gain any."""
     assert values("AmbientCapabilities") == values("CapabilityBoundingSet") == ["CAP_DAC_READ_SEARCH"]
     assert values("NoNewPrivileges") == ["yes"]
     assert values("User") == ["joulegram"]

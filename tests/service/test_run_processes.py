@@ -147,9 +147,12 @@ def test_the_table_is_short_and_cannot_steer_a_terminal(proc: FakeProc) -> None:
 BURN = "import time\nwhile time.process_time() < {}: pass"
 """CPU time in all, the interpreter's start among it, which takes long on a busy machine."""
 
+SEEN = "\ntime.sleep(2)"
+"""A process is looked at twice a second: what it spent after the last look is its parent's."""
+
 JOB = f"""
 import subprocess, sys
-children = [subprocess.Popen([sys.executable, "-c", {BURN!r}.format(seconds)]) for seconds in (0.8, 2.4)]
+children = [subprocess.Popen([sys.executable, "-c", {BURN + SEEN!r}.format(seconds)]) for seconds in (0.8, 2.4)]
 for _ in range(4):
     subprocess.run([sys.executable, "-c", {BURN!r}.format(0.2)])
 for child in children:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from joulegram_agent.powercap import CounterFile
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 
-class FaultyFile:
+class FaultyFile(CounterFile):
     """A file of sysfs.
 
     Args:
@@ -25,14 +27,11 @@ class FaultyFile:
         self._path = path.resolve()
         self._faults = faults
         self._check()
-        self._fd = os.open(path, os.O_RDONLY)
+        super().__init__(path)
 
     def read(self) -> bytes:
         self._check()
-        return os.pread(self._fd, 64, 0)
-
-    def close(self) -> None:
-        os.close(self._fd)
+        return super().read()
 
     def _check(self) -> None:
         number = self._faults.get(self._path)

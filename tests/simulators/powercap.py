@@ -12,6 +12,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from joulegram_agent.powercap import CounterFile
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -44,21 +46,18 @@ class SimZone:
         self.write()
 
 
-class FaultyCounter:
+class FaultyCounter(CounterFile):
     """A counter of the tree that refuses as the tree's `faults` say, which root could not be made to see."""
 
     def __init__(self, tree: PowercapTree, path: Path) -> None:
         self._tree = tree
         self._path = path
         tree.check(path)
-        self._fd = os.open(path, os.O_RDONLY)
+        super().__init__(path)
 
     def read(self) -> bytes:
         self._tree.check(self._path)
-        return os.pread(self._fd, 64, 0)
-
-    def close(self) -> None:
-        os.close(self._fd)
+        return super().read()
 
 
 @dataclass
