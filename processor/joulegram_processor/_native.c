@@ -7,6 +7,7 @@
 
 static PyMethodDef methods[] = {
     {"extract", native_extract, METH_VARARGS, "The selected spans of a trace request, or None; see spans.py."},
+    {"holds", native_holds, METH_VARARGS, "Whether bytes hold others; see spans.py."},
     {"innermost", native_innermost, METH_VARARGS, "The pieces in which spans are innermost, or None; see attribution.py."},
     {"sweep", native_sweep, METH_VARARGS, "The energy of one scope's pieces, or None; see attribution.py."},
     {"share", native_share, METH_VARARGS, "The shares of spans that say their CPU time, or None; see attribution_cpu.py."},
@@ -16,7 +17,7 @@ static PyMethodDef methods[] = {
 };
 
 /* VERSION is that of the functions' signatures: native.py takes a module of its own version only. */
-static int fill(PyObject *module) { return PyModule_AddIntConstant(module, "VERSION", 2); }
+static int fill(PyObject *module) { return PyModule_AddIntConstant(module, "VERSION", 3); }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill}, {0, NULL}};
 

@@ -38,6 +38,7 @@ int read_integer(PyObject *object, int64_t *value);
 int read_column(PyObject *list, Py_ssize_t count, int64_t **out);
 
 PyObject *native_extract(PyObject *self, PyObject *args);
+PyObject *native_holds(PyObject *self, PyObject *args);
 PyObject *native_innermost(PyObject *self, PyObject *args);
 PyObject *native_sweep(PyObject *self, PyObject *args);
 PyObject *native_share(PyObject *self, PyObject *args);

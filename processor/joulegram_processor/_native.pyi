@@ -32,6 +32,7 @@ def extract(
     ]
     | None
 ): ...  # the fields of an Extract, in order
+def holds(payload: bytes, mark: bytes, /) -> bool: ...
 def innermost(
     starts: list[int],  # ns
     ends: list[int],

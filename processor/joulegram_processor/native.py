@@ -13,7 +13,7 @@ import os
 
 VARIABLE = "JOULEGRAM_NATIVE"
 
-_VERSION = 2
+_VERSION = 3
 """Of the signatures in _native.pyi: a module that another version of joulegram left here is not called."""
 
 try:

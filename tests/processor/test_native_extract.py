@@ -139,3 +139,11 @@ def test_extract_leaks_nothing() -> None:
     )
     payloads = [whole, *(whole[:cut] for cut in range(0, len(whole), 9)), *(whole + odd for odd in ODD_FIELDS)]
     no_growth(lambda: [by_native(payload) for payload in payloads])
+
+
+@given(st.binary(max_size=40), st.binary(min_size=1, max_size=4))
+def test_holds_says_what_the_interpreter_says(payload: bytes, mark: bytes) -> None:
+    """Anywhere in the bytes, at their very end among it."""
+    assert native.LOADED is not None
+    assert native.LOADED.holds(payload, mark) == (mark in payload)
+    assert native.LOADED.holds(payload + mark, mark)
