@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from joulegram_pipeline.records import Json
 
-MAX_KEPT = 100_000
-"""Parents that have not come yet."""
+MAX_KEPT = 20_000
+"""Parents that have not come yet; the snapshot holds them."""
 
 
 class InnerSpans:
