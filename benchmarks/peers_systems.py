@@ -16,7 +16,8 @@ from benchmarks.hot_path import metric
 from benchmarks.peers_load import SELECTED_PREFIX
 
 from peers.build import go_program
-from peers.collector import Collector, collector_config, free_ports
+from peers.collector import Collector, collector_config
+from simulators.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

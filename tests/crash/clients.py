@@ -71,6 +71,7 @@ class Client(ABC):
         self._pid = pid
         self._most_pause_s = most_pause_s
         self._stop = threading.Event()
+        self._given_up = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"client {seed}", daemon=True)
         self.acknowledged: list[Key] = []
         self.cut_off = 0
@@ -83,6 +84,8 @@ class Client(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._given_up.set()  # what it calls may be gone for good: it is not to live into the next test
         self.finish()
 
     def finish(self) -> None:
@@ -118,6 +121,8 @@ class Client(ABC):
         # Now and then it does not wait for the answer: what was taken comes again, as when a kill ate the answer.
         timeout_s = 0.002 if self._chance.random() < 0.1 else 5.0
         while not self.send(body, timeout_s):
+            if self._given_up.is_set():
+                return
             timeout_s = 5.0
         self.acknowledged += keys_of(body)
 

@@ -30,8 +30,8 @@ from joulegram_processor.machine_types import Settings
 from joulegram_service.carbon_model import build_carbon
 from joulegram_service.config import load_config
 from joulegram_sink.ledger_format import run_line
-from simulators.forwarding import free_port
 from simulators.otlp_server import OtlpHttpServer, OtlpServer
+from simulators.ports import free_port
 from simulators.powercap import PowercapTree
 from simulators.sidecar import JOULEGRAM, Agent, PowerTrace, archived_ticks, ledger_lines, wait_until
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from simulators.forwarding import free_port
 from simulators.otlp_server import OtlpServer
+from simulators.ports import free_port
 from simulators.sidecar import clean_environment
 
 PROGRAM = Path(__file__).with_name("outage_main.py")

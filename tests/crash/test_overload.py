@@ -22,8 +22,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from crash.clients import EXPORT
 from crash.nursery import Fledgling, Nursery
 from crash.test_outage import Nothing
-from simulators.forwarding import free_port
 from simulators.otlp_server import OtlpServer
+from simulators.ports import free_port
 from simulators.sidecar import ledger_lines, wait_until
 
 MIB = 1024 * 1024

@@ -14,8 +14,8 @@ import pytest
 from crash.clients import EXPORT, keys_of, request
 from crash.lane import names_of, verified
 from crash.nursery import SMALL, Fledgling, Nursery
-from simulators.forwarding import free_port
 from simulators.otlp_server import OtlpServer
+from simulators.ports import free_port
 from simulators.sidecar import ledger_lines, wait_until
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,15 +15,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _READY = re.compile(r"Everything is ready")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(listener.getsockname()[1]) for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
 
 
 def collector_config(

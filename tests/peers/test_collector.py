@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from peers.collector import Collector, collector_config, free_ports
+from peers.collector import Collector, collector_config
 from peers.through import assert_joined_only, endpoint, sidecar
 from simulators.decoded import attributes, spans
 from simulators.otlp_server import SERVICES, OtlpServer
+from simulators.ports import free_ports
 from simulators.traces import request, span, trace_id
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from peers.collector import Collector, collector_config, free_ports
+from peers.collector import Collector, collector_config
 from peers.through import assert_joined_only, endpoint, sidecar
 from simulators.decoded import attributes, resource_metrics, spans
 from simulators.otlp_server import OtlpServer
+from simulators.ports import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,6 +18,7 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_service.config import load_config
 from joulegram_service.health import HealthServer
 from joulegram_service.sidecar import Sidecar
+from simulators.ports import free_port
 from simulators.traces import request, span
 
 if TYPE_CHECKING:
@@ -218,12 +219,6 @@ def test_two_sidecars_may_not_share_a_data_directory(tmp_path: Path) -> None:
             assert (await ask(first.health.port, "/readyz"))[0] == 200
 
     asyncio.run(life())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def test_a_start_that_fails_at_the_end_is_undone(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -58,13 +57,6 @@ def to(server: OtlpServer) -> str:
 def arrived(count: int) -> Callable[[OtlpServer], bool]:
     """Whether a server has so many spans, for its `wait_for`."""
     return lambda server: len(names(server.taken)) == count
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Forwarding:

@@ -14,8 +14,9 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from joulegram_pipeline.records import RecordKind
 from joulegram_sink.upstream_destination import Batching, Header
-from simulators.forwarding import BUDGET_S, arrived, destination, forwarding, free_port, names, request, to
+from simulators.forwarding import BUDGET_S, arrived, destination, forwarding, names, request, to
 from simulators.otlp_server import OtlpServer
+from simulators.ports import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,9 @@ import grpc
 import pytest
 
 from joulegram_pipeline.errors import StorageError
-from simulators.forwarding import BUDGET_S, destination, forwarding, free_port, names, request
+from simulators.forwarding import BUDGET_S, destination, forwarding, names, request
 from simulators.otlp_server import OtlpHttpServer, OtlpServer
+from simulators.ports import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peers.build import cargo_program, go_program
-from peers.collector import free_ports
 from peers.energy.sessions import HERE, Scraped, compiled, driven, exporter
+from simulators.ports import free_ports
 from simulators.sidecar import clean_environment
 
 if TYPE_CHECKING:
