@@ -230,7 +230,7 @@ def validate(
 ) -> None:
     """See VALIDATE_HELP."""
     from joulegram_service.carbon_model import build_carbon
-    from joulegram_service.config import ConfigFaultsError
+    from joulegram_service.config_file import ConfigFaultsError
     from joulegram_service.hops import build_hops
 
     faults: list[ConfigError] = []
@@ -314,7 +314,7 @@ _FLAG_NAMES = {keys: f"--{name.replace('_', '-')}" for name, keys in FLAGS.items
 
 
 def _config(path: Path | None, **flags: Any) -> Config:
-    from joulegram_service.config import load_config
+    from joulegram_service.config_file import load_config
 
     given = {FLAGS[name]: value for name, value in flags.items() if value is not None}
     return load_config(path, given, flag_names=_FLAG_NAMES)

@@ -7,13 +7,13 @@ that), `reflection`, `max_header_bytes`, `max_connections` and `limits`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
-
-from pydantic import BeforeValidator
 
 from joulegram_service.config_types import (
     AllowedHeader,
     CarriedHeader,
+    Check,
     Count,
     FilePath,
     HeaderName,
@@ -37,22 +37,25 @@ def _tls_version(value: object) -> object:
     return str(value)
 
 
+@dataclass(frozen=True)
 class TlsConfig(Section):
     """Certificates of a listener; PEM files, followed when they change."""
 
     cert_file: FilePath
     key_file: FilePath
     client_ca_file: FilePath | None = None
-    min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(_tls_version)] = "1.2"
+    min_version: Annotated[Literal["1.2", "1.3"], Check(_tls_version)] = "1.2"
     reload_interval: PositiveDuration = 10 * 10**9
 
 
+@dataclass(frozen=True)
 class AuthConfig(Section):
     """Who may send."""
 
     bearer_token_file: FilePath
 
 
+@dataclass(frozen=True)
 class ServerParametersConfig(Section):
     """When a server ends connections, and looks whether the client still lives; as grpc-go's ServerParameters.
 
@@ -66,12 +69,14 @@ class ServerParametersConfig(Section):
     timeout: PositiveDuration | None = None
 
 
+@dataclass(frozen=True)
 class KeepaliveConfig(Section):
     """Life of gRPC connections."""
 
     server_parameters: ServerParametersConfig = ServerParametersConfig()
 
 
+@dataclass(frozen=True)
 class GrpcConfig(Section):
     """The OTLP/gRPC listener."""
 
@@ -85,6 +90,7 @@ class GrpcConfig(Section):
     reflection: Switch = False
 
 
+@dataclass(frozen=True)
 class CorsConfig(Section):
     """Browsers that may send; off without an origin."""
 
@@ -94,6 +100,7 @@ class CorsConfig(Section):
     max_age: Seconds = 0
 
 
+@dataclass(frozen=True)
 class HttpConfig(Section):
     """The OTLP/HTTP listener; None as endpoint switches it off."""
 
@@ -107,6 +114,7 @@ class HttpConfig(Section):
     read_timeout: PositiveDuration = 30 * 10**9
 
 
+@dataclass(frozen=True)
 class ProtocolsConfig(Section):
     """The transports of the receiver."""
 
@@ -114,6 +122,7 @@ class ProtocolsConfig(Section):
     http: HttpConfig = HttpConfig()
 
 
+@dataclass(frozen=True)
 class LimitsConfig(Section):
     """What the receiver holds at most, over both transports, before it refuses."""
 
@@ -121,6 +130,7 @@ class LimitsConfig(Section):
     queue: PositiveSize = 64 * _MIB
 
 
+@dataclass(frozen=True)
 class ReceiverConfig(Section):
     """OTLP in."""
 

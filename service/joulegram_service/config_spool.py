@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
-
-from joulegram_service.config_types import Duration, Section, Size
+from joulegram_service.config_types import CheckAfter, Duration, Section, Size
 
 MIN_MAX_BYTES = 128 * 1024 * 1024
 """Two requests of the largest size: less would refuse what the receiver lets in."""
@@ -24,6 +23,7 @@ def _max_bytes(value: int) -> int:
     return value
 
 
+@dataclass(frozen=True)
 class SpoolConfig(Section):
     """The write-ahead log between receiver and engine.
 
@@ -37,7 +37,7 @@ class SpoolConfig(Section):
     """
 
     sync: Literal["always", "interval", "none"] = "always"
-    sync_interval: Annotated[Duration, AfterValidator(_sync_interval)] = 10**9
-    max_bytes: Annotated[Size, AfterValidator(_max_bytes)] = 10 * 1024**3
+    sync_interval: Annotated[Duration, CheckAfter(_sync_interval)] = 10**9
+    max_bytes: Annotated[Size, CheckAfter(_max_bytes)] = 10 * 1024**3
     policy: Literal["refuse", "drop_oldest"] = "refuse"
     min_free_bytes: Size = 256 * 1024**2

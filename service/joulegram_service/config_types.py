@@ -1,13 +1,20 @@
-"""The kinds of value a configuration key can have, each with the error that says what was expected."""
+"""The kinds of value a configuration key can have, each with the error that says what was expected.
+
+Invariants:
+    * nothing is imported to state a kind: pydantic, which applies the rules, comes with config_file.py alone, and a
+      process that is given its configuration never has it.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _UNITS_NS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
@@ -20,6 +27,52 @@ _SOCKET_PATH = re.compile(r"/[^/\0](?:[^\0]*[^/\0])?")
 _MAX_UNIX_BYTES = 107
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie"})
 _ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A rule for what stands in the file, before it is taken for the type beside it.
+
+    Args:
+        rule: gives the value, or raises ValueError with what was expected.
+    """
+
+    rule: Callable[[object], object]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Called by pydantic (its documentation, "Custom types")."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(self.rule, handler(source))
+
+
+@dataclass(frozen=True)
+class CheckAfter:
+    """A rule for a value of the right type; otherwise as `Check`."""
+
+    rule: Callable[[Any], object]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """As `Check`'s."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self.rule, handler(source))
+
+
+@dataclass(frozen=True)
+class CheckBeside:
+    """A rule for a value beside those of the keys that stand before it in its section; otherwise as `CheckAfter`."""
+
+    rule: Callable[[Any, Mapping[str, Any]], object]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """As `Check`'s."""
+        from pydantic_core import core_schema
+
+        def beside(value: Any, info: Any) -> object:
+            return self.rule(value, info.data)
+
+        return core_schema.with_info_after_validator_function(beside, handler(source))
 
 
 def _duration_ns(value: object) -> object:
@@ -51,7 +104,7 @@ def _listen(value: object) -> object:
         raise ValueError(f"{error}, or unix:/path") from None
 
 
-def _integer(low: int, high: int) -> BeforeValidator:
+def whole_number(low: int, high: int) -> Check:
     """A whole number, as text too, because a variable of the environment is one; never `yes`, which YAML makes True."""
 
     def check(value: object) -> object:
@@ -60,7 +113,7 @@ def _integer(low: int, high: int) -> BeforeValidator:
             raise ValueError(f"a whole number from {low} to {high}")
         return int(text)
 
-    return BeforeValidator(check)
+    return Check(check)
 
 
 def _switch(value: object) -> object:
@@ -119,6 +172,14 @@ def _factor(value: object) -> object:
     return text
 
 
+def _host_id(value: str) -> str:
+    if not value:
+        raise ValueError("1 character at least")
+    if len(value) > 128:
+        raise ValueError("128 characters at most")
+    return value
+
+
 def _size(value: object) -> object:
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
@@ -133,25 +194,27 @@ def _positive_size(value: object) -> object:
     return found
 
 
-Duration = Annotated[int, BeforeValidator(_duration_ns)]
-Endpoint = Annotated[str, BeforeValidator(_endpoint)]
-Listen = Annotated[str, BeforeValidator(_listen)]
-PositiveDuration = Annotated[int, BeforeValidator(_positive)]
-Switch = Annotated[bool, BeforeValidator(_switch)]
-FilePath = Annotated[Path, BeforeValidator(_path)]
-Origin = Annotated[str, BeforeValidator(_origin)]
-HeaderName = Annotated[str, BeforeValidator(_header)]
-AllowedHeader = Annotated[str, BeforeValidator(_any_header)]
-CarriedHeader = Annotated[str, BeforeValidator(_carried_header)]
-Count = Annotated[int, _integer(1, 1_000_000)]
-Mebibytes = Annotated[int, _integer(1, 1024)]
-Seconds = Annotated[int, _integer(0, 86_400)]
-Size = Annotated[int, BeforeValidator(_size)]
-PositiveSize = Annotated[int, BeforeValidator(_positive_size)]
-Factor = Annotated[str, BeforeValidator(_factor)]
+Duration = Annotated[int, Check(_duration_ns)]
+Endpoint = Annotated[str, Check(_endpoint)]
+Listen = Annotated[str, Check(_listen)]
+PositiveDuration = Annotated[int, Check(_positive)]
+Switch = Annotated[bool, Check(_switch)]
+FilePath = Annotated[Path, Check(_path)]
+Origin = Annotated[str, Check(_origin)]
+HeaderName = Annotated[str, Check(_header)]
+AllowedHeader = Annotated[str, Check(_any_header)]
+CarriedHeader = Annotated[str, Check(_carried_header)]
+Count = Annotated[int, whole_number(1, 1_000_000)]
+Mebibytes = Annotated[int, whole_number(1, 1024)]
+Seconds = Annotated[int, whole_number(0, 86_400)]
+Size = Annotated[int, Check(_size)]
+PositiveSize = Annotated[int, Check(_positive_size)]
+Factor = Annotated[str, Check(_factor)]
+HostId = Annotated[str, CheckAfter(_host_id)]
 
 
-class Section(BaseModel):
-    """A mapping of the file; an unknown key in it is an error."""
+@dataclass(frozen=True)
+class Section:
+    """A mapping of the file, a frozen dataclass; an unknown key in it is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}

@@ -8,12 +8,14 @@ enable: it is always there, and durable.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
-
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from joulegram_pipeline.errors import ConfigError
 from joulegram_service.config_types import (
+    Check,
+    CheckAfter,
+    CheckBeside,
     Count,
     Duration,
     FilePath,
@@ -23,6 +25,7 @@ from joulegram_service.config_types import (
     Section,
     Size,
     Switch,
+    whole_number,
 )
 from joulegram_sink.outbox_items import MAX_BACKLOG_BYTES
 from joulegram_sink.upstream_destination import (
@@ -34,6 +37,9 @@ from joulegram_sink.upstream_destination import (
     parse_endpoint,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _NS = 10**9
 _RETRY = Retry()
@@ -41,8 +47,6 @@ _BATCHING = Batching()
 
 
 def _endpoint(value: object) -> object:
-    if value is None:
-        return None
     try:
         parse_endpoint(value if isinstance(value, str) else "")
     except ConfigError as error:
@@ -51,7 +55,7 @@ def _endpoint(value: object) -> object:
 
 
 def _url(value: object) -> object:
-    if value is not None and not str(_endpoint(value)).startswith("http"):
+    if not str(_endpoint(value)).startswith("http"):
         raise ValueError("http://host:port/path or https://host/path")
     return value
 
@@ -71,12 +75,47 @@ def _version(value: object) -> object:
     return str(value) if isinstance(value, float) else value  # 1.2 without quotes is a number of YAML
 
 
-Factor = Annotated[float, Field(ge=1, le=100)]
-Spread = Annotated[float, Field(ge=0, lt=1)]
-Endpoint = Annotated[str, BeforeValidator(_endpoint)]
-Url = Annotated[str | None, BeforeValidator(_url)]
+def _factor(value: float) -> float:
+    if not 1 <= value <= 100:
+        raise ValueError("a number from 1 to 100")
+    return value
 
 
+def _spread(value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError("a number from 0 to below 1")
+    return value
+
+
+def _alone(value: bool, beside: Mapping[str, Any]) -> bool:
+    others = [name for name in ("ca_file", "cert_file", "key_file", "server_name_override") if beside.get(name)]
+    if value and others:
+        raise ValueError(f"false, because {others[0]} beside it asks for TLS")
+    return value
+
+
+def _agrees(value: UpstreamTlsConfig | None, beside: Mapping[str, Any]) -> UpstreamTlsConfig | None:
+    scheme = str(beside.get("endpoint", "")).partition("://")[0]
+    if value is not None and value.insecure and scheme in {"grpcs", "https"}:
+        raise ValueError(f"no `insecure` beside an endpoint of {scheme}://")
+    if value is not None and not value.insecure and scheme == "http":
+        raise ValueError("no TLS beside an endpoint of http://; https:// asks for it")
+    return value
+
+
+def _either(value: str | None, beside: Mapping[str, Any]) -> str | None:
+    if value is not None and beside.get("destinations"):
+        raise ValueError("either upstream.endpoint or upstream.destinations, not both: name it there")
+    return value
+
+
+Factor = Annotated[float, CheckAfter(_factor)]
+Spread = Annotated[float, CheckAfter(_spread)]
+Endpoint = Annotated[str, Check(_endpoint)]
+Url = Annotated[str, Check(_url)]
+
+
+@dataclass(frozen=True)
 class UpstreamTlsConfig(Section):
     """TLS towards a destination; the files are followed when they change."""
 
@@ -84,26 +123,20 @@ class UpstreamTlsConfig(Section):
     cert_file: FilePath | None = None
     key_file: FilePath | None = None
     server_name_override: str | None = None
-    min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(_version)] = "1.2"
-    insecure: Switch = False
-
-    @field_validator("insecure")
-    @classmethod
-    def _alone(cls, value: bool, info: ValidationInfo) -> bool:
-        others = [name for name in ("ca_file", "cert_file", "key_file", "server_name_override") if info.data.get(name)]
-        if value and others:
-            raise ValueError(f"false, because {others[0]} beside it asks for TLS")
-        return value
+    min_version: Annotated[Literal["1.2", "1.3"], Check(_version)] = "1.2"
+    insecure: Annotated[Switch, CheckBeside(_alone)] = False
 
 
+@dataclass(frozen=True)
 class HeaderConfig(Section):
     """A header's value: as it stands, or the text of a file, with `prefix` before it."""
 
-    value: str | None = Field(default=None, repr=False)
+    value: str | None = field(default=None, repr=False)
     file: FilePath | None = None
-    prefix: str = Field(default="", repr=False)
+    prefix: str = field(default="", repr=False)
 
 
+@dataclass(frozen=True)
 class RetryConfig(Section):
     """How often what can be taken later is offered again; for ever, unless `max_elapsed_time` is above 0."""
 
@@ -115,6 +148,7 @@ class RetryConfig(Section):
     max_elapsed_time: Duration = round(_RETRY.max_elapsed_time_s * _NS)
 
 
+@dataclass(frozen=True)
 class BatchConfig(Section):
     """What is sent together; sizes are of bytes before compression."""
 
@@ -124,53 +158,39 @@ class BatchConfig(Section):
     max_requests: Count = _BATCHING.max_requests
 
 
+@dataclass(frozen=True)
 class SendingQueueConfig(Section):
     """The queue of a destination; `queue_size` bytes behind it, nothing more is taken in until there is room."""
 
-    num_consumers: Annotated[int, Field(ge=1, le=64)] = 2
+    num_consumers: Annotated[int, whole_number(1, 64)] = 2
     queue_size: PositiveSize = MAX_BACKLOG_BYTES
     batch: BatchConfig = BatchConfig()
 
 
+@dataclass(frozen=True)
 class DestinationConfig(Section):
     """One next hop."""
 
     endpoint: Endpoint
-    traces_endpoint: Url = None
-    metrics_endpoint: Url = None
-    logs_endpoint: Url = None
-    profiles_endpoint: Url = None
+    traces_endpoint: Url | None = None
+    metrics_endpoint: Url | None = None
+    logs_endpoint: Url | None = None
+    profiles_endpoint: Url | None = None
     compression: Literal["none", "gzip", "zstd"] | None = None
-    tls: UpstreamTlsConfig | None = None
-    headers: dict[HeaderName, Annotated[HeaderConfig, BeforeValidator(_header)]] = Field(default_factory=dict)
+    tls: Annotated[UpstreamTlsConfig | None, CheckBeside(_agrees)] = None
+    headers: dict[HeaderName, Annotated[HeaderConfig, Check(_header)]] = field(default_factory=dict)
     timeout: PositiveDuration = 10 * _NS
     retry_on_failure: RetryConfig = RetryConfig()
     sending_queue: SendingQueueConfig = SendingQueueConfig()
 
-    @field_validator("tls")
-    @classmethod
-    def _agrees(cls, value: UpstreamTlsConfig | None, info: ValidationInfo) -> UpstreamTlsConfig | None:
-        scheme = str(info.data.get("endpoint", "")).partition("://")[0]
-        if value is not None and value.insecure and scheme in {"grpcs", "https"}:
-            raise ValueError(f"no `insecure` beside an endpoint of {scheme}://")
-        if value is not None and not value.insecure and scheme == "http":
-            raise ValueError("no TLS beside an endpoint of http://; https:// asks for it")
-        return value
 
-
+@dataclass(frozen=True)
 class UpstreamConfig(Section):
     """Where everything is forwarded to: one endpoint, or destinations by name."""
 
     # Before the endpoint, whose check looks at it: an error there quotes an address, never the headers of these.
-    destinations: dict[Annotated[str, BeforeValidator(_name)], DestinationConfig] = Field(default_factory=dict)
-    endpoint: Annotated[str | None, BeforeValidator(_endpoint)] = None
-
-    @field_validator("endpoint")
-    @classmethod
-    def _either(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("destinations"):
-            raise ValueError("either upstream.endpoint or upstream.destinations, not both: name it there")
-        return value
+    destinations: dict[Annotated[str, Check(_name)], DestinationConfig] = field(default_factory=dict)
+    endpoint: Annotated[Endpoint | None, CheckBeside(_either)] = None
 
 
 def destinations(config: UpstreamConfig, endpoint_key: str = "upstream.endpoint") -> tuple[Destination, ...]:

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from joulegram_pipeline.errors import JoulegramError
@@ -134,7 +135,7 @@ def _with_upstream(config: Config, environ: Mapping[str, str]) -> Config:
                 f"there: set {ENDPOINT} or --upstream\n"
             )
     upstream = implied_upstream(environ)
-    return config if upstream is None else config.model_copy(update={"upstream": upstream})
+    return config if upstream is None else replace(config, upstream=upstream)
 
 
 def root_span(command: list[str], run_id: str, start_ns: int, end_ns: int, status: int) -> bytes:

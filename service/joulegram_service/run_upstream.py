@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from pydantic import ValidationError
 
+from joulegram_service.config_file import validated
 from joulegram_service.config_upstream import UpstreamConfig
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def implied_upstream(environ: Mapping[str, str]) -> UpstreamConfig | None:
     if to in {"grpcs", "https"}:
         one["tls"] = {key: environ[name] for key, name in _TLS.items() if environ.get(name)}
     try:
-        return UpstreamConfig.model_validate({"destinations": {"upstream": one}})
+        return validated(UpstreamConfig, {"destinations": {"upstream": one}})
     except ValidationError as error:
         fault = error.errors()[0]
         # What a header says is shown nowhere.

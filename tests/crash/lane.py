@@ -28,7 +28,7 @@ from joulegram_pipeline.wal import WriteAheadLog
 from joulegram_processor.machine import Machine
 from joulegram_processor.machine_types import Settings
 from joulegram_service.carbon_model import build_carbon
-from joulegram_service.config import load_config
+from joulegram_service.config_file import load_config
 from joulegram_sink.ledger_format import run_line
 from simulators.otlp_server import OtlpHttpServer, OtlpServer
 from simulators.ports import free_port

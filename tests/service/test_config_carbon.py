@@ -14,7 +14,7 @@ from joulegram_pipeline.canonical import canonical, sha256_hex
 from joulegram_pipeline.errors import ConfigError
 from joulegram_processor.intensity.table import TABLES_DIR
 from joulegram_service.carbon_model import NO_REGION, build_carbon
-from joulegram_service.config import load_config
+from joulegram_service.config_file import load_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

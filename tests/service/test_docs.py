@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, get_origin
 import pytest
 import typer
 import yaml
-from pydantic import BaseModel
 
 from joulegram_agent.cgroups import MAX_CGROUPS
 from joulegram_agent.every_process import MOST
@@ -18,10 +17,13 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_processor import machine, machine_types, native, runs, spans
 from joulegram_receiver.http2_life import Http2Limits
 from joulegram_service import cli, sidecar
-from joulegram_service.config import ENVIRONMENT, Config, load_config
+from joulegram_service.config import Config, ConfigKeys
+from joulegram_service.config_file import ENVIRONMENT, keys_of, load_config, section_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from joulegram_service.config_types import Section
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -30,18 +32,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = typer.main.get_command(cli.app)
 
 
-def leaves(model: type[BaseModel], at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def leaves(model: type[Section], at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Every key that holds a value, with the keys above it."""
-    for name, field in model.model_fields.items():
-        if get_origin(field.annotation) is dict:
-            yield (*at, name)  # by names the user gives: docs/upstream.md
-            continue
-        kinds = getattr(field.annotation, "__args__", (field.annotation,))
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if inner:
-            yield from leaves(inner[0], (*at, name))
-        else:
+    for name, kind in keys_of(model).items():
+        inner = section_of(kind)
+        if inner is None or get_origin(kind) is dict:  # by names the user gives: docs/upstream.md
             yield (*at, name)
+        else:
+            yield from leaves(inner, (*at, name))
 
 
 def value_at(config: Any, keys: tuple[str, ...]) -> Any:
@@ -88,7 +86,7 @@ PROTOCOLS = ("receiver.protocols.grpc", "receiver.protocols.http")
 OPTIONAL = {"carbon.factor", *(f"{protocol}.{part}" for protocol in PROTOCOLS for part in ("tls", "auth"))}
 """Sections that are not there by default."""
 
-KEYS = [".".join(keys) for keys in leaves(Config)]
+KEYS = [".".join(keys) for keys in leaves(ConfigKeys)]
 
 
 def test_every_key_stands_in_the_table_once() -> None:

@@ -15,7 +15,7 @@ import pytest
 from joulegram_pipeline.errors import BusyError
 from joulegram_pipeline.files import DirectoryLock
 from joulegram_pipeline.metrics import Metrics
-from joulegram_service.config import load_config
+from joulegram_service.config_file import load_config
 from joulegram_service.health import HealthServer
 from joulegram_service.sidecar import Sidecar
 from simulators.ports import free_port

@@ -16,7 +16,7 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_pipeline.records import RecordKind
 from joulegram_pipeline.wal import WriteAheadLog
 from joulegram_receiver.spool import Spool
-from joulegram_service.config import load_config
+from joulegram_service.config_file import load_config
 from joulegram_service.sidecar import Sidecar
 from simulators.certificates import Authority
 from simulators.otlp_server import SERVICES, OtlpServer

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from joulegram_pipeline.errors import ConfigError
-from joulegram_service.config import load_config
+from joulegram_service.config_file import load_config
 from joulegram_service.hops import build_hops
 from joulegram_service.sidecar import Sidecar
 from simulators.otlp_server import OtlpServer

@@ -22,6 +22,7 @@ from joulegram_pipeline.wal import WriteAheadLog
 from joulegram_pipeline.wal_segment import segment_header
 from joulegram_receiver.spool import Spool
 from joulegram_service.cli_spool import app
+from joulegram_service.config_file import validated
 from joulegram_service.config_spool import SpoolConfig
 from joulegram_service.spool_tools import inspect
 
@@ -263,7 +264,7 @@ SECTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "cap too small": ({"max_bytes": "64MiB"}, "a size of 128MiB at least"),
     "cap without unit": ({"max_bytes": 1 << 30}, "a size with a unit"),
     "policy": ({"policy": "drop_newest"}, "'refuse' or 'drop_oldest'"),
-    "unknown": ({"max_size": "1GiB"}, "Extra inputs are not permitted"),
+    "unknown": ({"max_size": "1GiB"}, "Unexpected keyword argument"),
 }
 
 
@@ -272,7 +273,7 @@ def test_a_wrong_key_says_what_was_expected(name: str) -> None:
     """Each fault of the `spool` section in the words that the user is shown."""
     raw, expected = SECTIONS[name]
     with pytest.raises(ValidationError) as caught:
-        SpoolConfig.model_validate(raw)
+        validated(SpoolConfig, raw)
     assert expected in str(caught.value)
 
 
@@ -287,6 +288,6 @@ def test_the_defaults_are_those_of_the_spool() -> None:
     assert (config.max_bytes, config.min_free_bytes) == (defaults["max_bytes"], defaults["min_free_bytes"])
     assert config.policy == defaults["policy"]
     changed = {"sync": "interval", "sync_interval": "200ms", "max_bytes": "1GiB", "policy": "drop_oldest"}
-    read = SpoolConfig.model_validate(changed)
+    read = validated(SpoolConfig, changed)
     assert (read.sync, read.sync_interval, read.policy) == ("interval", 200_000_000, "drop_oldest")
     assert (read.max_bytes, read.min_free_bytes) == (1024**3, config.min_free_bytes)
