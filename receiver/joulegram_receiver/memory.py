@@ -18,19 +18,38 @@ from joulegram_pipeline.life import Background
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
-_KEPT_BYTES = 16 * 1024 * 1024
-_TOP_PAD_BYTES = 4 * 1024 * 1024
+_KEPT_BYTES = 4 * 1024 * 1024
+_TOP_PAD_BYTES = 1 * 1024 * 1024
 _MMAP_BYTES = 8 * 1024 * 1024
 
 _STATM = Path("/proc/self/statm")
 
-GROWN_BYTES = 32 * 1024 * 1024
+GROWN_BYTES = 12 * 1024 * 1024
 """Grown by this much since memory was last given back, the process gives it back again."""
 
 
+def settle_memory() -> None:
+    """Have one heap for all threads, and keep up to 4 MiB freed in it: a request parses into 1 MB, as does the next.
+
+    What is above 8 MiB in one piece goes back at once. To be called before there is a second thread, which would have a
+    heap of its own by then; without glibc it does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    for option, value in (
+        (_M_ARENA_MAX, 1),
+        (_M_MMAP_THRESHOLD, _MMAP_BYTES),
+        (_M_TRIM_THRESHOLD, _KEPT_BYTES),
+        (_M_TOP_PAD, _TOP_PAD_BYTES),
+    ):
+        mallopt(option, value)
+
+
 class MemoryKeeper(Background):
-    """Settles how this process keeps memory; an async context manager. Without glibc it does nothing.
+    """Gives memory back that a burst left behind; an async context manager. Without glibc it does nothing.
 
     Args:
         look_s: how often it looks how much is resident.
@@ -44,25 +63,9 @@ class MemoryKeeper(Background):
         self._library = ctypes.CDLL(None)
 
     async def __aenter__(self) -> Self:
-        self._keep_freed()
         if hasattr(self._library, "malloc_trim"):
             await super().__aenter__()
         return self
-
-    def _keep_freed(self) -> None:
-        """Keep up to 16 MiB of freed memory: a request of 300 kB parses into 1 MB, wanted again by the next.
-
-        What is above 8 MiB in one piece still goes back at once.
-        """
-        mallopt = getattr(self._library, "mallopt", None)
-        if mallopt is None:
-            return
-        for option, value in (
-            (_M_MMAP_THRESHOLD, _MMAP_BYTES),
-            (_M_TRIM_THRESHOLD, _KEPT_BYTES),
-            (_M_TOP_PAD, _TOP_PAD_BYTES),
-        ):
-            mallopt(option, value)
 
     async def _watch(self) -> None:
         low, given_s = resident_bytes(), float("-inf")

@@ -219,9 +219,9 @@ def serve(
         emission_factor=emission_factor,
         emission_factor_source=emission_factor_source,
     )
-    from joulegram_service.serve import serve as run_service
+    from joulegram_service import handover
 
-    raise typer.Exit(_guarded(lambda: run_service(settings)))
+    handover.become(settings)
 
 
 @app.command(help=VALIDATE_HELP)
@@ -326,18 +326,6 @@ def _checked(path: Path | None, **flags: Any) -> Config:
     except ConfigError as error:
         _say(error)
         raise typer.Exit(USAGE) from error
-
-
-def _guarded(work: Any) -> int:
-    try:
-        work()
-    except ConfigError as error:
-        _say(error)
-        return USAGE
-    except JoulegramError as error:
-        _say(error)
-        return FAILED
-    return OK
 
 
 def _say(error: JoulegramError) -> None:

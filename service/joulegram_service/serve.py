@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from joulegram_pipeline.errors import JoulegramError
 from joulegram_pipeline.logs import set_up_logging
+from joulegram_receiver.memory import settle_memory
 from joulegram_service.sidecar import Sidecar
 from joulegram_service.signals import stop_event
 
@@ -28,6 +29,7 @@ def serve(config: Config) -> None:
     Raises:
         JoulegramError: it could not start, or its engine failed.
     """
+    settle_memory()
     set_up_logging(config.telemetry.logs.level, config.telemetry.logs.encoding)
     sys.setswitchinterval(SWITCH_S)
     asyncio.run(_serve(config))

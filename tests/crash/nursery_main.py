@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import joulegram_service.serve
+from joulegram_service import handover, serving
 from joulegram_service.cli import app
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def main() -> None:
         setattr(importlib.import_module(module), constant, value)
     break_disk(Path(sys.argv[2]))
     assert len(os.listdir("/proc/self/task")) == 1, "a fork takes one thread with it"  # noqa: PTH208
-    assert joulegram_service.serve is not None
+    # The program it would become has to import everything again.
+    handover.become = lambda config: sys.exit(serving.run(config))
     gc.collect()
     gc.freeze()  # else the first collection of each child copies every page
     for line in sys.stdin:

@@ -19,7 +19,7 @@ from joulegram_pipeline.metrics import Metrics
 from joulegram_receiver.grpc_server import GrpcReceiver
 from joulegram_receiver.http_server import HttpReceiver
 from joulegram_receiver.intake import Intake
-from joulegram_receiver.memory import MemoryKeeper
+from joulegram_receiver.memory import MemoryKeeper, settle_memory
 from joulegram_receiver.signals import SIGNALS
 from joulegram_receiver.spool import Spool
 
@@ -124,6 +124,7 @@ async def receivers(
     """Both receivers on free ports; each dict is of keyword arguments."""
     metrics = Metrics()
     async with AsyncExitStack() as stack:
+        settle_memory()
         await stack.enter_async_context(MemoryKeeper())
         store = await stack.enter_async_context(Spool(directory, metrics, log=log, **(spool or {})))
         way_in = Intake(store, metrics, **(intake or {}))
