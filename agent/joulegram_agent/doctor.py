@@ -4,6 +4,7 @@
 2. `auto`'s choice is asked for, as `joulegram agent` would make it.
 3. Where that does not measure, the first advice of `_ADVICE` whose source and reason are there is given: they stand in
    the order of what they allow beside reading energy, the least first.
+4. Where a management controller is there and cannot be asked, it is said what would mend that.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joulegram_agent.cgroups import CGROUP_ROOT, Cgroups
+from joulegram_agent.ipmi import SENSOR_ID, has_controller
 from joulegram_agent.nvml_library import LIBRARY
 from joulegram_agent.reasons import NO_POWERCAP, PERMISSION_DENIED
 from joulegram_agent.sensor_sources import open_sensors
@@ -39,6 +41,15 @@ _READ_MSR = (
 _LOAD_MODULES = (
     "load a module: intel_rapl_common and intel_rapl_msr show the counters of Intel and AMD under "
     "/sys/class/powercap; in a virtual machine there is mostly nothing to show, and the model is what there is"
+)
+_OPEN_IPMI = (
+    'give /dev/ipmi0 to the agent\'s user alone, by a udev rule: SUBSYSTEM=="ipmi", KERNEL=="ipmi0", '
+    'OWNER="joulegram", MODE="0600". Not to the group of its socket: who has it open may send the controller any '
+    "command"
+)
+_LOAD_IPMI = (
+    "this machine tells of a management controller and shows no /dev/ipmi0: modprobe ipmi_devintf (and ipmi_si, where "
+    "it is not loaded); the controller may tell what the platform draws"
 )
 _ADVICE = (
     ("powercap", PERMISSION_DENIED, _READ_POWERCAP),
@@ -116,6 +127,7 @@ class Diagnosis:
         advice: what would make CPU energy measured; None where it is, or where nothing would.
         cgroups: what can be told of containers.
         beside: the sensors that are shown beside and are in no sum, read once.
+        beside_advice: what would let a management controller be asked; None where it is, or where there is none.
     """
 
     found: tuple[Found, ...]
@@ -124,6 +136,7 @@ class Diagnosis:
     advice: str | None
     cgroups: FoundCgroups
     beside: tuple[SensorTotals, ...] = ()
+    beside_advice: str | None = None
 
     @property
     def measures(self) -> bool:
@@ -139,6 +152,8 @@ class Diagnosis:
             if each.reason is not None:
                 lines.append(f"{'':<9} {each.reason}")
         lines += [f"{'beside':<9} {item.sensor.id} ({item.sensor.kind.value}): {_shown(item)}" for item in self.beside]
+        if self.beside_advice is not None:
+            lines.append(f"{'':<9} to do: {self.beside_advice}")
         lines.append(f"{'auto':<9} takes {self.takes}, {self.method.value}")
         lines.append(f"{'cgroups':<9} {self.cgroups.text()}")
         if self.advice is not None:
@@ -158,6 +173,7 @@ class Diagnosis:
                 for each in self.found
             ],
             "beside": [each.to_json() for each in self.beside],
+            "beside_advice": self.beside_advice,
             "auto": {"source": self.takes, "method": self.method.value},
             "cgroups": self.cgroups.to_json(),
             "advice": self.advice,
@@ -179,14 +195,17 @@ def examine(
         )
 
     found = tuple(_try(source, opened) for source in (*COUNTERS, "nvml"))
-    sensors = open_sensors(sysfs_root)
+    sensors = open_sensors(sysfs_root, dev_root)
     sensors.sample()
     sensors.close()
     auto = opened("auto")
     takes, method = auto.source, auto.method
     auto.close()
     advice = None if _measures(found) else _advice(found)
-    return Diagnosis(found, takes, method, advice, _look_at_cgroups(cgroup_root), sensors.totals)
+    beside = sensors.totals
+    return Diagnosis(
+        found, takes, method, advice, _look_at_cgroups(cgroup_root), beside, _beside_advice(beside, sysfs_root)
+    )
 
 
 def _look_at_cgroups(cgroup_root: Path) -> FoundCgroups:
@@ -201,6 +220,13 @@ def _shown(totals: SensorTotals) -> str:
     if totals.reason is not None:
         return totals.reason
     return "a counter of energy" if totals.power_uw is None else f"{totals.power_uw / 1_000_000} W"
+
+
+def _beside_advice(beside: tuple[SensorTotals, ...], sysfs_root: Path) -> str | None:
+    for totals in beside:
+        if totals.sensor.id == SENSOR_ID:
+            return _OPEN_IPMI if (totals.reason or "").startswith(PERMISSION_DENIED) else None
+    return _LOAD_IPMI if has_controller(sysfs_root) else None
 
 
 def _measures(found: tuple[Found, ...]) -> bool:

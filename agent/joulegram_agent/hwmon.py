@@ -10,8 +10,6 @@ Invariants:
       moves faster says little;
     * an id is made of the chip's name, its device and the channel; hwmon's numbers change from boot to boot;
     * a battery shows itself here too: it is left to `battery`. Cores of ``amd_energy`` lie in its sockets: left out.
-
-Management controllers without an ACPI power meter would have to be asked over ``/dev/ipmi0`` (DCMI). That is not done.
 """
 
 from __future__ import annotations

@@ -125,7 +125,10 @@ def open_agent(
     )
     sampler = Sampler(reader, proc_root=proc_root, cgroup_root=cgroup_root, every_process=processes == "all")
     return LocalAgent(
-        reader, sampler, sensors=open_sensors(sysfs_root), state=None if state is None else StateFile(state)
+        reader,
+        sampler,
+        sensors=open_sensors(sysfs_root, dev_root),
+        state=None if state is None else StateFile(state),
     )
 
 

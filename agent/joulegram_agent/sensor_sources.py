@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from joulegram_agent.battery import battery_probes
 from joulegram_agent.hwmon import hwmon_probes
+from joulegram_agent.ipmi import ipmi_probes
 from joulegram_agent.powercap import CounterFile
 from joulegram_agent.powercap_zones import psys_zones
 from joulegram_agent.sensors import MAX_SENSORS, FileProbe, Probe, Quantity, Sensor, SensorKind, Sensors
@@ -23,21 +24,27 @@ log = logging.getLogger(__name__)
 
 def open_sensors(
     sysfs_root: Path = Path("/sys"),
+    dev_root: Path = Path("/dev"),
     clock: BootClock | None = None,
     open_file: Callable[[Path], Counter] = CounterFile,
 ) -> Sensors:
-    """Open psys, batteries and hwmon; a machine without any gives none, and nothing is an error.
+    """Open psys, batteries, hwmon and IPMI; a machine without any gives none, and nothing is an error.
 
     Args:
         sysfs_root: ``/sys``, or where the host's is mounted.
+        dev_root: ``/dev``, or where the host's is mounted.
         clock: the clocks.
-        open_file: opens a file of it.
+        open_file: opens a file of sysfs.
     """
     probes: list[Probe] = [
         FileProbe(Sensor(name, SensorKind.PSYS, Quantity.ENERGY, max_range_uj=most_uj), path / "energy_uj", open_file)
         for name, path, most_uj in psys_zones(sysfs_root)
     ]
-    sensors = Sensors([*probes, *battery_probes(sysfs_root), *hwmon_probes(sysfs_root, open_file)], clock)
+    probes += battery_probes(sysfs_root)
+    probes += hwmon_probes(sysfs_root, open_file)
+    # Last: the others are read by then, however long a controller takes.
+    probes += ipmi_probes(dev_root)
+    sensors = Sensors(probes, clock)
     if sensors.left_out:
         log.warning("%d sensors are not shown: expected at most %d", sensors.left_out, MAX_SENSORS)
     return sensors

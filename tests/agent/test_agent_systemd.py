@@ -82,6 +82,12 @@ def test_privileges_are_the_least() -> None:
     assert values("User") == ["joulegram"]
 
 
+def test_the_devices_it_reads_are_allowed() -> None:
+    """Each by the name its driver has in /proc/devices, with the access it is opened for."""
+    assert values("DevicePolicy") == ["closed"]
+    assert {"char-cpu/msr r", "char-ipmidev rw", "char-nvidiactl rw"} <= set(values("DeviceAllow"))
+
+
 @needs("systemd-analyze")
 def test_systemd_takes_every_line(tmp_path: Path) -> None:
     """`systemd-analyze verify` finds nothing, with a program where the unit expects it; a key that is none it finds."""
@@ -165,7 +171,7 @@ def test_every_system_call_of_the_agent_passes_the_filter() -> None:
     assert {"capset", "prctl", "bind", "pread64"} <= called
     assert called & {"clone", "clone3"}, "the sensors' thread"
     assert called - allowed() == set()
-    assert "perf_event_open" in allowed()
+    assert {"perf_event_open", "ioctl", "poll"} <= allowed()
 
 
 def traced(folder: Path, tree: PowercapTree) -> list[str]:

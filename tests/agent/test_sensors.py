@@ -46,7 +46,7 @@ class FixedProbe:
 
 
 def shown(root: Path) -> dict[str, tuple[SensorKind, Quantity, str | None]]:
-    sensors = open_sensors(root)
+    sensors = open_sensors(root, root)
     sensors.close()
     return {
         totals.sensor.id: (totals.sensor.kind, totals.sensor.quantity, totals.sensor.label) for totals in sensors.totals
@@ -89,7 +89,7 @@ def test_what_would_be_shown_twice_is_shown_once(tmp_path: Path) -> None:
         "hwmon/power_meter/ACPI000D:00/power1",
         "hwmon/amd_energy/amd_energy.0/energy3",
     ]
-    sensors = open_sensors(tmp_path, ManualClock(), tree.open_file)
+    sensors = open_sensors(tmp_path, tmp_path, ManualClock(), tree.open_file)
     sensors.sample()
     assert sensors.totals[1].power_uw == 90 * W
     assert meter / "power1_average" in [path.resolve() for path in tree.opened]
@@ -115,7 +115,7 @@ def test_power_is_added_up_and_energy_is_counted(tmp_path: Path) -> None:
     tree, powercap, clock = SensorTree(tmp_path), PowercapTree(tmp_path, psys=True), ManualClock()
     powercap.reset("psys", powercap.package_range_uj - 50 * J)
     meter = tree.chip("power_meter", "ACPI000D:00", power1_average=200 * W)
-    sensors = open_sensors(tmp_path, clock)
+    sensors = open_sensors(tmp_path, tmp_path, clock)
     sensors.sample()
     for watts in (200, 200, 200, 400):
         (meter / "power1_average").write_text(f"{watts * W}\n")
@@ -148,7 +148,7 @@ def test_what_cannot_be_read_is_a_reason(tmp_path: Path) -> None:
     meter = tree.chip("power_meter", "ACPI000D:00", power1_average=100 * W)
     other = tree.chip("ina226", "1-0040", power1_input=-5)
     tree.faults[meter / "power1_average"] = errno.EACCES
-    sensors = open_sensors(tmp_path, clock, tree.open_file)
+    sensors = open_sensors(tmp_path, tmp_path, clock, tree.open_file)
     tree.faults.clear()
     sensors.sample()
     clock.advance(S)
@@ -193,7 +193,7 @@ BATTERIES = {
 def test_a_battery_that_discharges(tmp_path: Path, files: dict[str, object], value: int | str) -> None:
     """Power, or current x voltage, whichever way the driver signs a discharge; what it does not say is a reason."""
     SensorTree(tmp_path).supply("BAT1", type="Battery", status="Discharging", **files)
-    sensors = open_sensors(tmp_path, ManualClock())
+    sensors = open_sensors(tmp_path, tmp_path, ManualClock())
     sensors.sample()
     (totals,) = sensors.totals
     assert (totals.power_uw, totals.reason) == ((value, None) if isinstance(value, int) else (None, value))
@@ -203,7 +203,7 @@ def test_a_battery_that_discharges(tmp_path: Path, files: dict[str, object], val
 def test_a_battery_that_does_not_discharge_says_nothing_of_the_machine(tmp_path: Path, status: str) -> None:
     """D-10: on the mains the battery's power is not the machine's: a reason, not 0 W and not the charge."""
     SensorTree(tmp_path).supply("BAT0", type="Battery", status=status, power_now=30 * W)
-    sensors = open_sensors(tmp_path, ManualClock())
+    sensors = open_sensors(tmp_path, tmp_path, ManualClock())
     sensors.sample()
     assert sensors.totals[0].power_uw is None
     assert sensors.totals[0].reason == f"not_discharging: got {status!r}, expected 'Discharging'"
@@ -227,7 +227,7 @@ def test_no_sensor_enters_a_tick(tmp_path: Path) -> None:
     tree.chip("power_meter", "ACPI000D:00", power1_average=900 * W)
     tree.supply("BAT0", type="Battery", status="Discharging", power_now=900 * W)
     reader = PowercapReader(tmp_path)
-    sensors = open_sensors(tmp_path, clock)
+    sensors = open_sensors(tmp_path, tmp_path, clock)
     agent = LocalAgent(
         reader, Sampler(reader, proc_root=FakeProc(tmp_path / "proc").root, clock=clock), sensors=sensors
     )
@@ -248,7 +248,7 @@ def test_the_agent_reads_them_in_real_time(tmp_path: Path) -> None:
     SensorTree(tmp_path).chip("power_meter", "ACPI000D:00", power1_average=75 * W)
 
     async def body() -> int | None:
-        agent = open_agent("none", sysfs_root=tmp_path)
+        agent = open_agent("none", sysfs_root=tmp_path, dev_root=tmp_path)
         async with agent, asyncio.timeout(5):
             while agent.beside[0].power_uw is None:  # noqa: ASYNC110  (nothing waits for a sensor but this)
                 await asyncio.sleep(0)

@@ -8,32 +8,14 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
-import pytest
+from simulators.c_library import built
 
 LIBRARY = "libnvidia-ml.so.1"
 _SOURCE = Path(__file__).with_name("nvml.c")
-_FOLDER = tempfile.TemporaryDirectory(prefix="nvml-")
-
-
-@cache
-def compiled(*options: str) -> Path:
-    """The library, compiled once for each set of options; skips the test where there is no compiler."""
-    compiler = os.environ.get("CC", "cc")
-    if shutil.which(compiler) is None:
-        pytest.skip(f"no C compiler {compiler!r} to build the fake {LIBRARY}")
-    path = Path(_FOLDER.name) / f"{'-'.join(options) or 'nvml'}.so"
-    # Without a soname: with NVIDIA's, whoever asks for that library later in this process would be given this one.
-    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", *options]
-    subprocess.run([compiler, *flags, "-o", str(path), str(_SOURCE), "-ldl"], check=True)
-    return path
 
 
 @dataclass(eq=False)
@@ -97,7 +79,7 @@ class NvmlSim:
         self.init_code = 0
         self.count_code = 0
         self._state = folder / "nvml.txt"
-        shutil.copy(compiled(*options), self.library)
+        shutil.copy(built(_SOURCE, *options), self.library)
         self.write()
 
     def write(self) -> None:

@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from joulegram_pipeline.energy import TickBatch
 
@@ -65,6 +65,8 @@ class Service:
         environment: added to a clean one.
     """
 
+    program: ClassVar[Sequence[str]] = JOULEGRAM
+
     def __init__(self, directory: Path, *arguments: str, name: str, environment: dict[str, str] | None = None) -> None:
         self.log = directory / f"{name}.log"
         self._directory = directory
@@ -75,7 +77,7 @@ class Service:
     def __enter__(self) -> Self:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*JOULEGRAM, *self._arguments], cwd=self._directory, env=self._environment, stdout=log, stderr=log
+                [*self.program, *self._arguments], cwd=self._directory, env=self._environment, stdout=log, stderr=log
             )
         return self
 
@@ -169,24 +171,34 @@ class Serve(Service):
 
 
 class Agent(Service):
-    """`joulegram agent` on a socket, over a powercap tree, with more flags."""
+    """`joulegram agent` on a socket, over a powercap tree, with more flags and a larger environment."""
 
-    def __init__(self, directory: Path, tree: PowercapTree, *arguments: str) -> None:
+    program = (*JOULEGRAM, "agent")
+
+    def __init__(
+        self, directory: Path, tree: PowercapTree, *arguments: str, environment: dict[str, str] | None = None
+    ) -> None:
         self.socket = directory / "agent.sock"
         super().__init__(
             directory,
-            "agent",
             f"--socket={self.socket}",
             "--source=powercap",
             f"--sysfs-root={tree.root}",
             *arguments,
             name="agent",
+            environment=environment,
         )
 
     def wait_ready(self) -> Self:
         """Block until it listens."""
         self.wait_for(_AGENT_UP)
         return self
+
+
+class BareAgent(Agent):
+    """The process that `joulegram agent` becomes, without the slower start of the command line before it."""
+
+    program = (sys.executable, "-P", "-m", "joulegram_agent")
 
 
 class PowerTrace:
