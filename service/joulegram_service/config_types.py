@@ -41,9 +41,9 @@ class Check:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Called by pydantic (its documentation, "Custom types")."""
-        from pydantic_core import core_schema
+        from pydantic import BeforeValidator
 
-        return core_schema.no_info_before_validator_function(self.rule, handler(source))
+        return BeforeValidator(self.rule).__get_pydantic_core_schema__(source, handler)
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class CheckAfter:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """As `Check`'s."""
-        from pydantic_core import core_schema
+        from pydantic import AfterValidator
 
-        return core_schema.no_info_after_validator_function(self.rule, handler(source))
+        return AfterValidator(self.rule).__get_pydantic_core_schema__(source, handler)
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class CheckBeside:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """As `Check`'s."""
-        from pydantic_core import core_schema
+        from pydantic import AfterValidator
 
         def beside(value: Any, info: Any) -> object:
             return self.rule(value, info.data)
 
-        return core_schema.with_info_after_validator_function(beside, handler(source))
+        return AfterValidator(beside).__get_pydantic_core_schema__(source, handler)
 
 
 def _duration_ns(value: object) -> object:
