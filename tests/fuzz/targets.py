@@ -25,6 +25,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from joulegram_pipeline.canonical import canonical_plain
 from joulegram_pipeline.errors import StorageError, WireError
+from joulegram_pipeline.http2_frames import MAX_FRAME_BYTES, PREFACE, settings
 from joulegram_pipeline.span_rows import sound
 from joulegram_pipeline.wal_scan import Damaged, identify, walk
 from joulegram_pipeline.wal_segment import SEGMENT_HEADER_BYTES, record_header, segment_at, segment_header
@@ -33,7 +34,6 @@ from joulegram_processor.select import Selector
 from joulegram_processor.spans import SpanReader
 from joulegram_processor.wire import splice, splice_all, string_attribute, without_attributes
 from joulegram_receiver.admission import Admission
-from joulegram_receiver.http2_frames import MAX_FRAME_BYTES, PREFACE, settings
 from joulegram_receiver.http2_life import Http2Limits
 from joulegram_receiver.http_body import decoder_for, read_body
 from joulegram_receiver.intake_refusals import TooLargeError
