@@ -69,6 +69,8 @@ class Code(IntEnum):
     COMPRESSION_ERROR = 9
     CONNECT_ERROR = 10
     ENHANCE_YOUR_CALM = 11
+    INADEQUATE_SECURITY = 12
+    HTTP_1_1_REQUIRED = 13
 
 
 class Setting(IntEnum):
