@@ -21,8 +21,9 @@ from joulegram_sink.upstream_answer import (
 from joulegram_sink.upstream_compression import compressed
 from joulegram_sink.upstream_destination import Tls
 from joulegram_sink.upstream_headers import RESERVED, Headers
-from joulegram_sink.upstream_http2 import AgainError, ClientConnection, LateError
+from joulegram_sink.upstream_http2 import ClientConnection, LateError
 from joulegram_sink.upstream_pool import Pool
+from joulegram_sink.upstream_server_side import AgainError
 from joulegram_sink.upstream_status import MESSAGE_PREFIX, Status, message_of, status_of
 from joulegram_sink.upstream_tls import FollowedContext
 

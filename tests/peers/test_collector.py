@@ -20,6 +20,7 @@ from simulators.sidecar import Serve
 from simulators.traces import request, span, trace_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]  # the first test builds what all use
@@ -59,6 +60,11 @@ def send(target: str, requests: list[bytes]) -> None:
         export: Any = channel.unary_unary(EXPORT)  # type: ignore[call-arg]
         for body in requests:
             export(body, timeout=20, wait_for_ready=True)
+
+
+def at_least(count: int) -> Callable[[OtlpServer], bool]:
+    """Whether a sink has so many spans, for its `wait_for`."""
+    return lambda sink: len(spans(sink)) >= count
 
 
 def assert_arrived(sink: OtlpServer, count: int, steps: int) -> None:
@@ -161,7 +167,7 @@ def test_a_collector_that_ends_connections(otelcol: Path, tmp_path: Path) -> Non
                 for body in bodies[done : done + rounds]:
                     done += 1
                     send(target, [body])
-                    sink.wait_for(lambda sink, least=done * (1 + 2 * steps): len(spans(sink)) >= least)
+                    sink.wait_for(at_least(done * (1 + 2 * steps)))
         page = serve.get("/metrics")[1]
         assert serve.stop() == 0, serve.said
 
