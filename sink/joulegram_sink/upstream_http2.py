@@ -133,9 +133,10 @@ class ClientConnection:
         """Say why, if there is room for that, and close."""
         wire, self._wire = self._wire, None
         if wire is not None:
-            with contextlib.suppress(OSError):
-                wire.put(goaway(0, code))
-                wire.flush()
+            if self._server.settled:
+                with contextlib.suppress(OSError):
+                    wire.put(goaway(0, code))
+                    wire.flush()
             wire.close()
 
     # -- a call --------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import socket
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,6 @@ import pytest
 from joulegram_pipeline.http2_frames import (
     DEFAULT_WINDOW_BYTES,
     MAX_STREAM_ID,
-    WORD,
     Code,
     Flag,
     Kind,
@@ -23,13 +24,17 @@ from joulegram_pipeline.http2_frames import (
     settings,
 )
 from joulegram_sink.upstream_answer import Answer, Verdict
-from simulators.http2_server import Peer, head
+from joulegram_sink.upstream_destination import parse_endpoint
+from joulegram_sink.upstream_http2 import ClientConnection, UnreachableError
+from simulators.http2_server import Http2Server, Peer, head
 from simulators.http2_upstream import TAKEN, scripted, sender
 from simulators.otlp_server import OtlpHttpServer, OtlpServer
 from simulators.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from simulators.http2_upstream import Sender
 
 
 def taking(peer: Peer) -> None:
@@ -107,12 +112,14 @@ def test_who_refuses_everything_is_not_asked_for_ever() -> None:
 
 
 def stale_by_end(peer: Peer) -> None:
-    """Nothing more: the connection is closed behind this."""
+    """An idle timeout."""
+    peer.sock.shutdown(socket.SHUT_WR)
+    peer.end()
 
 
 def stale_by_reset(peer: Peer) -> None:
     """A host that has restarted."""
-    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, WORD.pack(1 << 24) + WORD.pack(0))
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def stale_by_goaway(peer: Peer) -> None:
@@ -124,20 +131,26 @@ def stale_by_goaway(peer: Peer) -> None:
 @pytest.mark.parametrize("leave", [stale_by_end, stale_by_reset, stale_by_goaway])
 def test_a_connection_that_went_stale_is_replaced(leave: Callable[[Peer], None]) -> None:
     """The next send is made on another one, and nothing is sent on the stale one."""
-    left = threading.Event()
+    kept = threading.Event()
 
     def script(peer: Peer) -> None:
         peer.answer(peer.greet().request().stream_id)
+        assert kept.wait(10)
         leave(peer)
-        left.set()
         assert not [each for each in peer.got if each.kind == Kind.HEADERS]
 
     with scripted(script, taking) as upstream:
         assert upstream.send() == TAKEN
-        if leave is stale_by_goaway:
-            left.set()
-        assert left.wait(10)
+        kept.set()
+        wait_until_heard(upstream)
         assert upstream.send() == TAKEN
+
+
+def wait_until_heard(upstream: Sender) -> None:
+    """Block until the one idle connection has something to read."""
+    ((connection,),) = upstream.transport._pool._idle.values()
+    assert connection._wire is not None
+    assert select.select([connection._wire._sock], [], [], 10)[0]
 
 
 def test_a_kept_connection_that_is_lost_while_it_is_used() -> None:
@@ -153,13 +166,13 @@ def test_a_kept_connection_that_is_lost_while_it_is_used() -> None:
 
 def test_what_comes_while_nobody_calls() -> None:
     """Settings, pings and windows of an idle connection count for the next call, and are answered with it."""
-    said = threading.Event()
+    kept = threading.Event()
 
     def script(peer: Peer) -> None:
         peer.answer(peer.greet().request().stream_id)
+        assert kept.wait(10)
         peer.send(settings({Setting.INITIAL_WINDOW_SIZE: 5}), frame(Kind.PING, 0, 0, b"whilst-i"))
         peer.window = 5
-        said.set()
         stream_id, _ = peer.head()
         kinds = [(each.kind, each.flags) for each in peer.got if each.kind in {Kind.SETTINGS, Kind.PING}]
         assert kinds == [(Kind.SETTINGS, Flag.ACK), (Kind.PING, Flag.ACK)]
@@ -168,7 +181,8 @@ def test_what_comes_while_nobody_calls() -> None:
 
     with scripted(script) as upstream:
         assert upstream.send() == TAKEN
-        assert said.wait(10)
+        kept.set()
+        wait_until_heard(upstream)
         assert upstream.send(bytes(100)) == TAKEN
 
 
@@ -352,3 +366,17 @@ def test_a_stop_ends_the_sends_under_way() -> None:
         assert time.monotonic() - begun_s < 30
         closed = Answer(Verdict.RETRY, "the destination was closed")
         assert [*answers, upstream.send()] == [closed, closed]
+
+
+def test_a_connection_that_was_given_up_before_it_was_made() -> None:
+    """A stop while a name is resolved or a handshake made: nothing is sent once that is done."""
+
+    def script(peer: Peer) -> None:
+        assert peer.end() == []
+
+    with Http2Server(script) as server:
+        connection = ClientConnection(parse_endpoint(f"grpc://127.0.0.1:{server.port}"), None, None)
+        connection.interrupt()
+        with pytest.raises(UnreachableError, match="the destination was closed"):
+            connection.call(b"", b"", b"", 0, time.monotonic() + 10)
+        assert not connection.is_usable

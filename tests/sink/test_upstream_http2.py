@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import ssl
 import struct
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,11 +44,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_ODD_TURNS = 30
+"""Of a server that gives room; then it gives enough to come to an end."""
+
+
 @examples(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_body_arrives_through_any_windows(data: st.DataObject) -> None:
     """Byte-equal, in frames and windows that the server allows, with settings that change on the way."""
-    body = data.draw(st.binary(max_size=2000)) * data.draw(st.sampled_from([1, 7, 100]))
+    body = random.Random(data.draw(st.integers(0, 100))).randbytes(data.draw(st.integers(0, 300_000)))
     frame_size = st.integers(1 << 14, (1 << 24) - 1)
     window = st.integers(0, 300_000)
     first = {Setting.MAX_FRAME_SIZE: data.draw(frame_size), Setting.INITIAL_WINDOW_SIZE: data.draw(window)}
@@ -56,38 +62,56 @@ def test_any_body_arrives_through_any_windows(data: st.DataObject) -> None:
 
     def script(peer: Peer) -> None:
         stream_id, _ = peer.greet(first).head()
-        got, turn, ended = b"", 0, False
-        while not ended:
-            room = min(peer.windows[0], peer.windows[stream_id])
-            wanted = len(body) + 5 - len(got)
-            while room > 0 and wanted > 0 and not ended:
-                found = peer.until(Kind.DATA, stream_id)
-                got += found.payload
-                room -= len(found.payload)
-                ended = bool(found.flags & Flag.END_STREAM)
-                room = min(peer.windows[0], peer.windows[stream_id])
-            if not ended:
-                more, change = grants[turn % len(grants)]
-                turn += 1
-                if change is not None and turn < 20:
-                    got = settle_while_data_comes(peer, change, stream_id, got)
-                    ended = len(got) == len(body) + 5
-                if not ended:
-                    for each in (0, stream_id):
-                        peer.grant(each, max(more, 1 - peer.windows[each]))
-        assert got == struct.pack(">BL", 0, len(body)) + body
+        parts: list[bytes] = []
+        left = len(body) + 5
+
+        def take(payload: bytes) -> None:
+            nonlocal left
+            parts.append(payload)
+            left -= len(payload)
+
+        for turn in count():
+            while left and min(peer.windows[0], peer.windows[stream_id]) > 0:
+                take(peer.until(Kind.DATA, stream_id).payload)
+            if not left:
+                break
+            more, change = grants[turn % len(grants)]
+            if change is not None and turn < _ODD_TURNS:
+                peer.settle({Setting.INITIAL_WINDOW_SIZE: change})
+                # What came before the client had acknowledged that.
+                for each in peer.got:
+                    take(each.payload)
+                peer.got.clear()
+            for each_id in (0, stream_id) if left else ():
+                least = 1 if turn < _ODD_TURNS else 20_000
+                peer.grant(each_id, max(more, least, least - peer.windows[each_id]))
+        assert b"".join(parts) == struct.pack(">BL", 0, len(body)) + body
         peer.answer(stream_id)
 
     with scripted(script) as upstream:
         assert upstream.send(body) == TAKEN
 
 
-def settle_while_data_comes(peer: Peer, window: int, stream_id: int, got: bytes) -> bytes:
-    """Change the window; what comes before the client has acknowledged that belongs to the body too."""
-    peer.settle({Setting.INITIAL_WINDOW_SIZE: window})
-    found = [each for each in peer.got if each.kind == Kind.DATA and each.stream_id == stream_id]
-    peer.got.clear()
-    return got + b"".join(each.payload for each in found)
+def test_the_window_of_all_streams_counts_too() -> None:
+    """However much room the stream has, no more is sent than the connection has; and over all calls."""
+    body = bytes(100_000)
+
+    def script(peer: Peer) -> None:
+        peer.greet({Setting.INITIAL_WINDOW_SIZE: MAX_WINDOW_BYTES})
+        for _ in range(2):
+            stream_id, _fields = peer.head()
+            left = len(body) + 5
+            while left:
+                while left and peer.windows[0]:
+                    left -= len(peer.until(Kind.DATA, stream_id).payload)
+                if left:
+                    peer.send(frame(Kind.PING, 0, 0, b"12345678"))
+                    assert peer.next() == (Kind.PING, Flag.ACK, 0, b"12345678")
+                    peer.grant(0, 30_000)
+            peer.answer(stream_id)
+
+    with scripted(script) as upstream:
+        assert [upstream.send(body), upstream.send(body)] == [TAKEN, TAKEN]
 
 
 def test_a_window_that_shrinks_below_nothing() -> None:
@@ -178,6 +202,28 @@ def test_what_a_call_says() -> None:
             },
             b"\x0a\x00",
         )
+
+
+def test_a_name_that_stands_for_the_hosts(tmp_path: Path) -> None:
+    """`server_name_override` is what the server is asked for in TLS, what it must prove, and the :authority."""
+    asked = []
+
+    def script(peer: Peer) -> None:
+        call = peer.greet().request()
+        asked.append(call.fields[":authority"])
+        assert isinstance(peer.sock, ssl.SSLSocket)
+        asked.append(str(peer.sock.selected_alpn_protocol()))
+        peer.answer(call.stream_id)
+
+    authority = Authority()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("collector.example").write(tmp_path, "server"))
+    context.set_alpn_protocols(["h2"])
+    context.sni_callback = lambda sock, name, context: asked.append(str(name))
+    tls = Tls(ca_file=authority.write(tmp_path / "ca.pem"), server_name="collector.example")
+    with Http2Server(script, context=context) as server, sender(server.port, "grpcs", tls=tls) as upstream:
+        assert upstream.send() == TAKEN
+    assert asked == ["collector.example", "collector.example", "h2"]
 
 
 def test_a_peer_without_a_table() -> None:
