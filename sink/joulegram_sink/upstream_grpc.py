@@ -84,16 +84,17 @@ class GrpcTransport:
         self._pool = Pool(connection)
 
     def send(self, kind: RecordKind, body: bytes, metadata: Metadata) -> Answer:
-        headers = {"user-agent": "joulegram"}
         try:
-            headers.update(pair for pair in self._headers.beside(metadata) if pair[0] not in RESERVED)
+            headers = [pair for pair in self._headers.beside(metadata) if pair[0] not in RESERVED]
         except UpstreamError as error:
             return Answer(Verdict.RETRY, f"a header's file: {error}")
+        if not any(name == "user-agent" for name, _ in headers):
+            headers.append(("user-agent", "joulegram"))
         compression = self._compression
         if compression != "none":
-            headers["grpc-encoding"] = compression
+            headers.append(("grpc-encoding", compression))
             body = compressed(body, compression)
-        head = self._heads[kind] + header_block((name.encode(), value.encode()) for name, value in headers.items())
+        head = self._heads[kind] + header_block((name.encode(), value.encode()) for name, value in headers)
         found = self._call(head, MESSAGE_PREFIX.pack(compression != "none", len(body)), body)
         if found is None:
             return Answer(Verdict.RETRY, "the destination was closed")

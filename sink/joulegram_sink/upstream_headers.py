@@ -19,9 +19,20 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[0-9a-z_.-]{1,128}", re.ASCII)
 _VALUE = re.compile(r"[\x20-\x7e]{0,16384}", re.ASCII)
 RESERVED = frozenset(
-    {"connection", "content-encoding", "content-length", "content-type", "host", "te", "transfer-encoding"}
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    }
 )
-"""What the transports say themselves."""
+"""What the transports say themselves, and what HTTP/2 does not have."""
 
 _MAX_FILE_BYTES = 16 * 1024
 

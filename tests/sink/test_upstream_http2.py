@@ -181,7 +181,7 @@ def test_what_a_call_says() -> None:
 
     ours = Header("authorization", "Bearer t")
     with scripted(script, headers=(ours,), timeout_s=7.0) as upstream:
-        assert upstream.send(b"\x0a\x00", (("te", "gzip"), ("x-tenant", "red"))) == TAKEN
+        assert upstream.send(b"\x0a\x00", (("te", "gzip"), ("upgrade", "h2c"), ("x-tenant", "red"))) == TAKEN
         (call,) = asked
         timeout = call.fields.pop("grpc-timeout")
         assert timeout.endswith("m")
