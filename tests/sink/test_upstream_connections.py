@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -24,8 +25,9 @@ from joulegram_pipeline.http2_frames import (
     settings,
 )
 from joulegram_sink.upstream_answer import Answer, Verdict
-from joulegram_sink.upstream_destination import parse_endpoint
+from joulegram_sink.upstream_destination import Tls, parse_endpoint
 from joulegram_sink.upstream_http2 import ClientConnection, UnreachableError
+from simulators.certificates import Authority, common_name
 from simulators.http2_server import Http2Server, Peer, head
 from simulators.http2_upstream import TAKEN, scripted, sender
 from simulators.otlp_server import OtlpHttpServer, OtlpServer
@@ -33,6 +35,7 @@ from simulators.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from simulators.http2_upstream import Sender
 
@@ -380,3 +383,30 @@ def test_a_connection_that_was_given_up_before_it_was_made() -> None:
         with pytest.raises(UnreachableError, match="the destination was closed"):
             connection.call(b"", b"", b"", 0, time.monotonic() + 10)
         assert not connection.is_usable
+
+
+def test_a_kept_connection_ends_with_the_certificate_it_was_made_with(tmp_path: Path) -> None:
+    """One that is renewed is shown with the next send, though the connection before could still be used."""
+    shown = []
+
+    def script(peer: Peer) -> None:
+        assert isinstance(peer.sock, ssl.SSLSocket)
+        stream_id = peer.greet().request().stream_id
+        shown.append(common_name(peer.sock.getpeercert(binary_form=True)))
+        peer.answer(stream_id)
+        assert not [each for each in peer.end() if each.kind == Kind.HEADERS]
+
+    authority = Authority()
+    ca = authority.write(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue().write(tmp_path, "server"))
+    context.load_verify_locations(ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["h2"])
+    cert, key = authority.issue("first").write(tmp_path, "client")
+    tls = Tls(ca_file=ca, cert_file=cert, key_file=key)
+    with Http2Server(script, script, context=context) as server, sender(server.port, "grpcs", tls=tls) as upstream:
+        assert upstream.send() == TAKEN
+        authority.issue("second").write(tmp_path, "client")
+        assert upstream.send() == TAKEN
+    assert shown == ["first", "second"]

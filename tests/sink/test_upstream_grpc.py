@@ -85,7 +85,7 @@ ANSWERS: dict[str, tuple[bytes, Answer]] = {
         Answer(RETRY, "RESOURCE_EXHAUSTED: ", retry_after_s=7.0),
     ),
     "details twice": (
-        trailers_only(1, grpc_status="14", grpc_status_details_bin=f"{DETAILS},{DETAILS}"),
+        trailers_only(1, grpc_status="14", grpc_status_details_bin=",".join([DETAILS.rstrip("=")] * 2)),
         Answer(RETRY, "UNAVAILABLE: ", retry_after_s=7.0),
     ),
     "details that are none": (
