@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from google.rpc import code_pb2
 
 from joulegram_pipeline.errors import JoulegramError
+from joulegram_pipeline.http2_frames import header_block
 from joulegram_receiver.grpc_methods import (
     ANSWER_BLOCK,
     OK_BLOCK,
@@ -29,7 +30,6 @@ from joulegram_receiver.grpc_methods import (
     refusal_block,
     refusal_of,
 )
-from joulegram_receiver.http2_frames import header_block
 from joulegram_receiver.http_body import decoder_for, inflate
 from joulegram_receiver.intake_refusals import MediaTypeError, SlowSenderError, TooLargeError
 

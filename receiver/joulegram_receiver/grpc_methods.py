@@ -12,8 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from joulegram_pipeline.errors import PermanentError
+from joulegram_pipeline.http2_frames import header_block
 from joulegram_receiver.admission import Admission
-from joulegram_receiver.http2_frames import header_block
 from joulegram_receiver.intake_refusals import (
     MediaTypeError,
     OverloadError,

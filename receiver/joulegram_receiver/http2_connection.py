@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from joulegram_receiver.http2_frames import (
+from joulegram_pipeline.http2_fields import MAX_BLOCK_BYTES
+from joulegram_pipeline.http2_frames import (
     DEFAULT_WINDOW_BYTES,
-    MAX_FRAME_BYTES,
     MAX_STREAM_ID,
-    MAX_WINDOW_BYTES,
-    SETTING,
     WORD,
     Code,
     ConnectionFault,
@@ -25,12 +23,18 @@ from joulegram_receiver.http2_frames import (
     StreamFault,
     frame,
     goaway,
+    more_window,
+    peer_settings,
+    pinged,
     reset,
     settings,
+    unpadded,
+    unprioritised,
+    widened,
     window_update,
 )
-from joulegram_receiver.http2_head import MAX_BLOCK_BYTES, TOO_LARGE, HeadReader, check_trailers
-from joulegram_receiver.http2_stream import Stream, widened
+from joulegram_receiver.http2_head import TOO_LARGE, HeadReader, check_trailers
+from joulegram_receiver.http2_stream import Stream
 from joulegram_receiver.http2_wire import Http2Wire
 
 if TYPE_CHECKING:
@@ -155,7 +159,7 @@ class Http2Connection(Http2Wire):
             self.send(window_update(0, CONNECTION_WINDOW_BYTES - self._recv_window))
             self._recv_window = CONNECTION_WINDOW_BYTES
         if flags & Flag.PADDED:
-            payload = self._unpadded(payload)
+            payload = unpadded(payload)
         stream = self.streams.get(stream_id)
         if stream is None or stream.whole or stream.answered:
             self._on_stray_data(flags, stream_id, stream, size)
@@ -189,13 +193,9 @@ class Http2Connection(Http2Wire):
         if stream_id % 2 == 0:
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"got HEADERS of stream {stream_id}, expected an odd one")
         if flags & Flag.PADDED:
-            payload = self._unpadded(payload)
+            payload = unpadded(payload)
         if flags & Flag.PRIORITY:
-            if len(payload) < 5:
-                raise ConnectionFault(Code.FRAME_SIZE_ERROR, "got HEADERS too short for its priority")
-            if WORD.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, f"got stream {stream_id} that depends on itself")
-            payload = payload[5:]
+            payload = unprioritised(stream_id, payload)
         if flags & Flag.END_HEADERS:
             self._on_block(stream_id, flags, bytes(payload))
             return
@@ -300,22 +300,10 @@ class Http2Connection(Http2Wire):
 
     def _on_settings(self, flags: int, stream_id: int, payload: memoryview) -> None:
         self._ration()
-        if stream_id != 0:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "got SETTINGS of a stream, expected stream 0")
-        if len(payload) % SETTING.size or (flags & Flag.ACK and payload):
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, f"got SETTINGS of {len(payload)} bytes, expected pairs of 6")
-        if flags & Flag.ACK:
+        said = peer_settings(flags, stream_id, payload)
+        if said is None:
             return
-        window = self._peer_window
-        for name, value in SETTING.iter_unpack(payload):
-            if name == Setting.INITIAL_WINDOW_SIZE:
-                if value > MAX_WINDOW_BYTES:
-                    raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "got INITIAL_WINDOW_SIZE above 2^31-1")
-                window = value
-            elif name == Setting.ENABLE_PUSH and value > 1:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, f"got ENABLE_PUSH {value}, expected 0 or 1")
-            elif name == Setting.MAX_FRAME_SIZE and not MAX_FRAME_BYTES <= value < 1 << 24:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, f"got MAX_FRAME_SIZE {value}, expected 2^14 to 2^24-1")
+        window = said.get(Setting.INITIAL_WINDOW_SIZE, self._peer_window)
         self.send(frame(Kind.SETTINGS, Flag.ACK, 0))  # before what the new window lets go
         more, self._peer_window = window - self._peer_window, window
         if not more:
@@ -333,12 +321,9 @@ class Http2Connection(Http2Wire):
 
     def _on_ping(self, flags: int, stream_id: int, payload: memoryview) -> None:
         self._ration()
-        if stream_id != 0:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "got PING of a stream, expected stream 0")
-        if len(payload) != 8:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "got PING of another size than 8")
-        if not flags & Flag.ACK:
-            self.send(frame(Kind.PING, Flag.ACK, 0, bytes(payload)))
+        answer = pinged(flags, stream_id, payload)
+        if answer is not None:
+            self.send(answer)
         elif self._draining and payload == _DRAIN_PING:
             self._drained()
 
@@ -350,9 +335,7 @@ class Http2Connection(Http2Wire):
 
     def _on_window_update(self, flags: int, stream_id: int, payload: memoryview) -> None:
         del flags
-        if len(payload) != 4:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "got WINDOW_UPDATE of another size than 4")
-        more = WORD.unpack(payload)[0] & MAX_WINDOW_BYTES
+        more = more_window(payload)
         if stream_id:
             if not self._was_opened(stream_id):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"got WINDOW_UPDATE of stream {stream_id}, never opened")
@@ -377,11 +360,6 @@ class Http2Connection(Http2Wire):
     def _was_opened(self, stream_id: int) -> bool:
         """Whether a frame of a stream may come; one begun behind our last word was, and we looked past it."""
         return 0 < stream_id <= self._last_id or stream_id > self._refuse_above
-
-    def _unpadded(self, payload: memoryview) -> memoryview:
-        if not payload or payload[0] >= len(payload):
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "got padding as long as its frame or longer")
-        return payload[1 : len(payload) - payload[0]]
 
     def _ration(self, cost: int = 1) -> None:
         """Count a frame that cost the peer nothing, as many times as it takes our time."""

@@ -6,16 +6,15 @@ keep, so a block is remembered only if decoding it left the table as it was, and
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from hpack import Decoder, HPACKError, OversizedHeaderListError
+from joulegram_pipeline.http2_fields import MAX_BLOCK_BYTES, field_decoder, fields_of
+from joulegram_pipeline.http2_frames import Code, StreamFault
 
-from joulegram_receiver.http2_frames import Code, ConnectionFault, StreamFault
-
-MAX_BLOCK_BYTES = 64 * 1024
-"""Of header fields as they come. What has more, or more once decoded, ends the connection: the table is lost."""
+if TYPE_CHECKING:
+    from joulegram_pipeline.http2_fields import Pairs
 
 _REMEMBERED = 32
 _REMEMBERED_BYTES = 1024
@@ -28,11 +27,6 @@ _ENTRY_BYTES = 32
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 _OF_CONNECTIONS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
-
-# It would log every field at DEBUG, bearer tokens among them.
-logging.getLogger("hpack").setLevel(logging.WARNING)
-
-Pairs = tuple[tuple[bytes, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +62,7 @@ class HeadReader:
     """Reads the header blocks of one connection, in their order."""
 
     def __init__(self) -> None:
-        self._decoder = Decoder(max_header_list_size=MAX_BLOCK_BYTES)
+        self._decoder = field_decoder()
         self._known: dict[bytes, Head] = {}
 
     def read(self, block: bytes) -> Head:
@@ -81,16 +75,7 @@ class HeadReader:
         if known is not None:
             return known
         before = self._table()
-        try:
-            pairs = tuple((bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True))
-        except OversizedHeaderListError as error:
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, str(error)) from None
-        except HPACKError as error:
-            # Not its text, which may name an address of our memory.
-            raise ConnectionFault(
-                Code.COMPRESSION_ERROR, f"got header fields that are no HPACK ({type(error).__name__})"
-            ) from None
-        head = _checked(pairs)
+        head = _checked(fields_of(self._decoder, block))
         if not _same(before, self._table()):
             self._known.clear()
         elif len(block) <= _REMEMBERED_BYTES and head.size_bytes <= _REMEMBERED_SIZE_BYTES:

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from joulegram_receiver.http2_frames import Code
+from joulegram_pipeline.http2_frames import Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable

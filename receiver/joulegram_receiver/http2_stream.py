@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from joulegram_receiver.http2_frames import (
+from joulegram_pipeline.http2_frames import (
     MAX_FRAME_BYTES,
     MAX_WINDOW_BYTES,
     Code,
-    ConnectionFault,
     Flag,
     Kind,
     StreamFault,
@@ -227,14 +226,3 @@ class Stream:
         if self.send_window > MAX_WINDOW_BYTES:
             raise StreamFault(self.stream_id, Code.FLOW_CONTROL_ERROR, "got a window above 2^31-1")
         self.pump()
-
-
-def widened(window: int, more: int) -> int:
-    """A connection's window with `more` bytes of room.
-
-    Raises:
-        ConnectionFault: it would be wider than there can be.
-    """
-    if window + more > MAX_WINDOW_BYTES:
-        raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "got a window above 2^31-1")
-    return window + more

@@ -15,7 +15,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
-from joulegram_receiver.http2_frames import (
+from joulegram_pipeline.http2_frames import (
     HEAD,
     HEAD_BYTES,
     MAX_FRAME_BYTES,

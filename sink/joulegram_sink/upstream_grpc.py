@@ -1,14 +1,13 @@
-"""OTLP/gRPC towards a destination: unary Export calls on one channel, made in the threads that send."""
+"""OTLP/gRPC towards a destination: unary Export calls over kept connections, made in the threads that send."""
 
 from __future__ import annotations
 
 import logging
-from threading import Lock
-from typing import TYPE_CHECKING, Any
-
-import grpc
+from time import monotonic
+from typing import TYPE_CHECKING
 
 from joulegram_pipeline.errors import ConfigError, UpstreamError
+from joulegram_pipeline.http2_frames import ConnectionFault, header_block
 from joulegram_sink.upstream_answer import (
     MAX_RESPONSE_BYTES,
     SIGNALS,
@@ -19,11 +18,18 @@ from joulegram_sink.upstream_answer import (
     shortened,
     taken,
 )
+from joulegram_sink.upstream_compression import compressed
 from joulegram_sink.upstream_destination import Tls
-from joulegram_sink.upstream_headers import Headers
-from joulegram_sink.upstream_tls import channel_credentials, stamp
+from joulegram_sink.upstream_headers import RESERVED, Headers
+from joulegram_sink.upstream_http2 import ClientConnection, LateError
+from joulegram_sink.upstream_pool import Pool
+from joulegram_sink.upstream_server_side import AgainError
+from joulegram_sink.upstream_status import MESSAGE_PREFIX, Status, message_of, status_of
+from joulegram_sink.upstream_tls import FollowedContext
 
 if TYPE_CHECKING:
+    import ssl
+
     from joulegram_pipeline.records import Metadata, RecordKind
     from joulegram_sink.upstream_destination import Destination, Endpoint
 
@@ -34,10 +40,12 @@ _RETRYABLE = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RAN
 # Of these one request in a batch may be the cause.
 _SPLITTABLE = frozenset({"INVALID_ARGUMENT", "INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED"})
 _SIZED = frozenset({"RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "INVALID_ARGUMENT", "INTERNAL"})
+_MAX_TIMEOUT_MS = 99_999_999
+"""gRPC has eight digits for it."""
 
 
 class GrpcTransport:
-    """A `Transport`; the channel finds its way back by itself when the upstream was away.
+    """A `Transport`; as many connections as there are sends at once.
 
     Args:
         destination: with a scheme of gRPC.
@@ -54,85 +62,82 @@ class GrpcTransport:
         if destination.signal_endpoints:
             signal, url = destination.signal_endpoints[0]
             raise ConfigError(f"{destination.section}.{signal}_endpoint", url, "nothing: gRPC has one endpoint for all")
-        self._compression = grpc.Compression.Gzip if compression == "gzip" else grpc.Compression.NoCompression
+        self._compression = compression
         self._destination = destination
         self._endpoint = endpoint
         self._headers = Headers(destination.headers, f"{destination.section}.headers")
-        self._tls = destination.tls or (Tls() if endpoint.scheme == "grpcs" else None)
-        self._lock = Lock()
-        self._closed = False
-        self._stamp = stamp(self._tls.files) if self._tls else ()
-        self._channel, self._calls = self._open()
+        tls = destination.tls or (Tls() if endpoint.scheme == "grpcs" else None)
+        self._context = FollowedContext(destination, tls, "h2") if tls else None
+        server_name = tls.server_name if tls else None
+        # As other clients of gRPC do, a name that stands for the host's does so in what is asked for too.
+        fixed = ((b":method", b"POST"), (b":scheme", b"https" if tls else b"http"))
+        authority = ((b":authority", (server_name or endpoint.target).encode()),)
+        common = ((b"te", b"trailers"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"gzip"))
+        self._heads = {
+            kind: header_block((*fixed, (b":path", signal.rpc.encode()), *authority, *common))
+            for kind, signal in SIGNALS.items()
+        }
+
+        def connection(target: Endpoint, context: ssl.SSLContext | None) -> ClientConnection:
+            return ClientConnection(target, context, server_name)
+
+        self._pool = Pool(connection)
 
     def send(self, kind: RecordKind, body: bytes, metadata: Metadata) -> Answer:
-        self._look_at_files()
         try:
-            headers = tuple(self._headers.beside(metadata))
+            headers = [pair for pair in self._headers.beside(metadata) if pair[0] not in RESERVED]
         except UpstreamError as error:
             return Answer(Verdict.RETRY, f"a header's file: {error}")
-        call = self._calls[kind]
-        try:
-            response = call(body, timeout=self._destination.timeout_s, metadata=headers, compression=self._compression)
-        except grpc.RpcError as error:
-            return self._refusal(error)
-        except ValueError:
-            # The channel was closed under it: at a stop, or for one with new files.
-            return Answer(Verdict.RETRY, "the channel was closed")
-        return taken(kind, response)
+        if not any(name == "user-agent" for name, _ in headers):
+            headers.append(("user-agent", "joulegram"))
+        compression = self._compression
+        if compression != "none":
+            headers.append(("grpc-encoding", compression))
+            body = compressed(body, compression)
+        head = self._heads[kind] + header_block((name.encode(), value.encode()) for name, value in headers)
+        found = self._call(head, MESSAGE_PREFIX.pack(compression != "none", len(body)), body)
+        if found is None:
+            return Answer(Verdict.RETRY, "the destination was closed")
+        status, message = found
+        return taken(kind, message) if status.code == "OK" else self._refusal(status, compression)
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._channel.close()
+        self._pool.close()
 
-    def _open(self) -> tuple[grpc.Channel, dict[RecordKind, Any]]:
-        target = self._endpoint.target
-        options: list[tuple[str, Any]] = [
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
-            ("grpc.primary_user_agent", "joulegram"),
-            # Two destinations at one address must not share each other's connection.
-            ("grpc.use_local_subchannel_pool", 1),
-            # The sender backs off; the channel must not wait longer than it does.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-        ]
-        if self._tls is None:
-            channel = grpc.insecure_channel(target, options)
-        else:
-            if self._tls.server_name is not None:
-                options.append(("grpc.ssl_target_name_override", self._tls.server_name))
-            credentials = channel_credentials(self._tls, f"{self._destination.section}.tls")
-            channel = grpc.secure_channel(target, credentials, options)
-        return channel, {kind: channel.unary_unary(signal.rpc, None, None) for kind, signal in SIGNALS.items()}
-
-    def _look_at_files(self) -> None:
-        """Open a new channel when a certificate was renewed; keep the old one while the new files are not whole."""
-        if self._tls is None or not self._tls.files:
-            return
-        with self._lock:
-            now = stamp(self._tls.files)
-            if now == self._stamp or self._closed:
-                return
-            self._stamp = now
+    def _call(self, head: bytes, prefix: bytes, body: bytes) -> tuple[Status, bytes] | None:
+        """How the call ended and its answer's message, None where the destination was closed."""
+        until_s = monotonic() + self._destination.timeout_s
+        context = self._context.get() if self._context else None
+        where = self._endpoint.target
+        status = Status("UNAVAILABLE")
+        for fresh in (False, True):
+            connection = self._pool.take(self._endpoint, context, fresh=fresh)
+            if connection is None:
+                return None
+            timeout = header_block(((b"grpc-timeout", _timeout(until_s - monotonic())),))
+            limit = MESSAGE_PREFIX.size + MAX_RESPONSE_BYTES
             try:
-                channel, calls = self._open()
-            except (ConfigError, OSError) as error:
-                log.warning("destination %r keeps its TLS files as they were: %s", self._destination.name, error)
-                return
-            old, self._channel, self._calls = self._channel, channel, calls
-        old.close()
+                response = connection.call(head + timeout, prefix, body, limit, until_s)
+                return status_of(response), message_of(response)
+            except AgainError as error:
+                # Nothing was done with it, so it is offered once more before that is called a failure.
+                status = Status("UNAVAILABLE", f"{where}: {error}")
+            except LateError:
+                return Status("DEADLINE_EXCEEDED", f"{where}: no answer in {self._destination.timeout_s:g} s"), b""
+            except (OSError, ConnectionFault, UpstreamError) as error:
+                return Status("UNAVAILABLE", f"{where}: {error}"), b""
+            finally:
+                self._pool.give_back(self._endpoint, connection)
+        return status, b""
 
-    def _refusal(self, error: grpc.RpcError) -> Answer:
-        call: Any = error
-        code = call.code().name
-        said = str(call.details() or "")
+    def _refusal(self, status: Status, compression: str) -> Answer:
+        code, said = status.code, status.message
         text = shortened(f"{code}: {said}")
-        if code == "UNIMPLEMENTED" and self._compression is grpc.Compression.Gzip and "ompress" in said:
+        if code == "UNIMPLEMENTED" and compression != "none" and "ompress" in said:
             log.warning("destination %r does not take gzip: it is sent to without", self._destination.name)
-            self._compression = grpc.Compression.NoCompression
+            self._compression = "none"
             return Answer(Verdict.RETRY, text, retry_after_s=0.0)
-        asked_s = _asked_s(call)
+        asked_s = None if status.details is None else retry_info_s(status.details)
         if asked_s is None and code in _SIZED and means_too_large(said):
             return Answer(Verdict.TOO_LARGE, text)
         if code in _RETRYABLE or (code == "RESOURCE_EXHAUSTED" and asked_s is not None):
@@ -141,8 +146,6 @@ class GrpcTransport:
         return Answer(Verdict.SPLIT if code in _SPLITTABLE else Verdict.REFUSED, text)
 
 
-def _asked_s(call: Any) -> float | None:
-    for key, value in call.trailing_metadata() or ():
-        if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            return retry_info_s(value)
-    return None
+def _timeout(left_s: float) -> bytes:
+    left_ms = max(1, round(left_s * 1000))
+    return b"%dm" % left_ms if left_ms <= _MAX_TIMEOUT_MS else b"%dS" % (left_ms // 1000)

@@ -18,9 +18,22 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[0-9a-z_.-]{1,128}", re.ASCII)
 _VALUE = re.compile(r"[\x20-\x7e]{0,16384}", re.ASCII)
-_RESERVED = frozenset(
-    {"connection", "content-encoding", "content-length", "content-type", "host", "te", "transfer-encoding"}
+RESERVED = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    }
 )
+"""What the transports say themselves, and what HTTP/2 does not have."""
+
 _MAX_FILE_BYTES = 16 * 1024
 
 
@@ -89,7 +102,7 @@ def check_name(name: str, key: str) -> None:
         ConfigError: quoting the name.
     """
     is_grpc = name.startswith((":", "grpc-")) or name.endswith("-bin")
-    if _NAME.fullmatch(name) is None or name in _RESERVED or is_grpc:
+    if _NAME.fullmatch(name) is None or name in RESERVED or is_grpc:
         raise ConfigError(
             f"{key}.{name}", name, "the name of a header in lower case that is not one of the transport's own"
         )

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import logging
-import socket
-import zlib
-from threading import Lock
 from typing import TYPE_CHECKING
 
 from joulegram_pipeline.errors import ConfigError, UpstreamError
@@ -21,9 +17,12 @@ from joulegram_sink.upstream_answer import (
     status_message,
     taken,
 )
+from joulegram_sink.upstream_compression import compressed
 from joulegram_sink.upstream_destination import Tls, parse_endpoint
 from joulegram_sink.upstream_headers import Headers
-from joulegram_sink.upstream_tls import client_context, stamp
+from joulegram_sink.upstream_pool import Pool
+from joulegram_sink.upstream_tls import FollowedContext
+from joulegram_sink.upstream_wire import CONNECT_S, connect, interrupt
 
 if TYPE_CHECKING:
     import ssl
@@ -35,8 +34,6 @@ log = logging.getLogger(__name__)
 
 _RETRYABLE = frozenset({429, 502, 503, 504})
 _SPLITTABLE = frozenset({400, 500})
-_CONNECT_S = 5.0
-_LEVEL = 1
 
 
 class HttpTransport:
@@ -61,16 +58,16 @@ class HttpTransport:
         has_tls = any(target.scheme == "https" for target, _ in self._targets.values())
         if destination.tls is not None and not has_tls:
             raise ConfigError(destination.key, destination.endpoint, f"https://, because {section}.tls asks for TLS")
-        self._tls = destination.tls or Tls()
-        self._context = client_context(self._tls, f"{section}.tls") if has_tls else None
-        self._stamp = stamp(self._tls.files)
-        self._lock = Lock()
-        self._idle: dict[Endpoint, list[_Connection]] = {}
-        self._busy: set[_Connection] = set()
-        self._closed = False
+        tls = destination.tls or Tls()
+        self._context = FollowedContext(destination, tls) if has_tls else None
+
+        def connection(target: Endpoint, context: ssl.SSLContext | None) -> _Connection:
+            return _Connection(target, destination.timeout_s, context, tls.server_name)
+
+        self._pool = Pool(connection)
 
     def send(self, kind: RecordKind, body: bytes, metadata: Metadata) -> Answer:
-        self._look_at_files()
+        context = self._context.get() if self._context else None
         headers = {"user-agent": "joulegram"}
         try:
             headers.update(self._headers.beside(metadata))
@@ -80,10 +77,10 @@ class HttpTransport:
         compression = self._compression
         if compression != "none":
             headers["content-encoding"] = compression
-            body = _compressed(body, compression)
+            body = compressed(body, compression)
         target, path = self._targets[kind]
         while True:
-            connection = self._connection(target)
+            connection = self._pool.take(target, context if target.scheme == "https" else None)
             if connection is None:
                 return Answer(Verdict.RETRY, "the destination was closed")
             kept = connection.sock is not None
@@ -98,17 +95,10 @@ class HttpTransport:
                 text = shortened(f"{type(error).__name__}: {error}")
                 return Answer(Verdict.RETRY, text, timed_out=timed_out)
             finally:
-                self._give_back(target, connection)
+                self._pool.give_back(target, connection)
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            for connection in self._busy:
-                connection.interrupt()
-            for connections in self._idle.values():
-                for connection in connections:
-                    connection.close()
-            self._idle.clear()
+        self._pool.close()
 
     def _exchange(
         self, connection: _Connection, kind: RecordKind, path: str, body: bytes, headers: dict[str, str]
@@ -136,47 +126,6 @@ class HttpTransport:
             return Answer(Verdict.RETRY, text, retry_after_s=0.0)
         return Answer(Verdict.SPLIT if status in _SPLITTABLE else Verdict.REFUSED, text)
 
-    def _connection(self, target: Endpoint) -> _Connection | None:
-        with self._lock:
-            if self._closed:
-                return None
-            idle = self._idle.get(target)
-            connection = idle.pop() if idle else self._open(target)
-            self._busy.add(connection)
-            return connection
-
-    def _open(self, target: Endpoint) -> _Connection:
-        context = self._context if target.scheme == "https" else None
-        return _Connection(target, self._destination.timeout_s, context, self._tls.server_name)
-
-    def _give_back(self, target: Endpoint, connection: _Connection) -> None:
-        with self._lock:
-            self._busy.discard(connection)
-            is_usable = connection.sock is not None and connection.context in (None, self._context)
-            if is_usable and not self._closed:
-                self._idle.setdefault(target, []).append(connection)
-                return
-        connection.close()
-
-    def _look_at_files(self) -> None:
-        """Make a new context when a certificate was renewed; keep the old one while the new files are not whole."""
-        if self._context is None or not self._tls.files:
-            return
-        with self._lock:
-            now = stamp(self._tls.files)
-            if now == self._stamp:
-                return
-            self._stamp = now
-            try:
-                self._context = client_context(self._tls, f"{self._destination.section}.tls")
-            except ConfigError as error:
-                log.warning("destination %r keeps its TLS files as they were: %s", self._destination.name, error)
-                return
-            for connections in self._idle.values():
-                for connection in connections:
-                    connection.close()
-            self._idle.clear()
-
 
 class _Connection(http.client.HTTPConnection):
     """A connection that knows its TLS, and that another thread may cut."""
@@ -184,21 +133,24 @@ class _Connection(http.client.HTTPConnection):
     def __init__(
         self, target: Endpoint, timeout_s: float, context: ssl.SSLContext | None, server_name: str | None
     ) -> None:
-        super().__init__(target.host, target.port, timeout=min(timeout_s, _CONNECT_S))
+        super().__init__(target.host, target.port, timeout=min(timeout_s, CONNECT_S))
         self.context = context
-        self._server_name = server_name or target.host
+        self._target = target
+        self._server_name = server_name
         self._timeout_s = timeout_s
 
     def connect(self) -> None:
-        super().connect()
-        if self.context is not None:
-            self.sock = self.context.wrap_socket(self.sock, server_hostname=self._server_name)
+        self.sock = connect(self._target, self.context, self._server_name, min(self._timeout_s, CONNECT_S))
         self.sock.settimeout(self._timeout_s)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open; that the peer has left is seen by the next send."""
+        return self.sock is not None
 
     def interrupt(self) -> None:
         """Have whoever waits on it fail."""
-        with contextlib.suppress(OSError, AttributeError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+        interrupt(self.sock)
 
 
 def _targets(destination: Destination, endpoint: Endpoint) -> dict[RecordKind, tuple[Endpoint, str]]:
@@ -215,12 +167,3 @@ def _targets(destination: Destination, endpoint: Endpoint) -> dict[RecordKind, t
         else:
             targets[kind] = endpoint, endpoint.path + signal.path
     return targets
-
-
-def _compressed(body: bytes, compression: str) -> bytes:
-    if compression == "gzip":
-        return zlib.compress(body, _LEVEL, wbits=31)
-    # Not needed by those who do not use it, and a sidecar starts fast.
-    import zstandard  # noqa: PLC0415
-
-    return zstandard.ZstdCompressor(level=_LEVEL).compress(body)

@@ -1,23 +1,24 @@
-"""TLS towards a destination: contexts for HTTP, credentials for gRPC, and whether their files changed."""
+"""TLS towards a destination: contexts that follow their files, and whether files changed."""
 
 from __future__ import annotations
 
+import logging
 import ssl
-from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from joulegram_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    import grpc
+    from pathlib import Path
 
-    from joulegram_sink.upstream_destination import Tls
+    from joulegram_sink.upstream_destination import Destination, Tls
+
+log = logging.getLogger(__name__)
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
 """Of each file when it was written, its size and which it is; None of one that is not there."""
 
-# OpenSSL knows the system's roots as a directory, gRPC wants them in one file.
-_SYSTEM_ROOTS = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -70,30 +71,42 @@ def client_context(tls: Tls, key: str) -> ssl.SSLContext:
     return context
 
 
-def channel_credentials(tls: Tls, key: str) -> grpc.ChannelCredentials:
-    """The same for gRPC.
+class FollowedContext:
+    """The context of a destination, made anew when its files were; the old one stays while the new ones are not whole.
+
+    Args:
+        destination: as errors and the log name it.
+        tls: its files.
+        alpn: what the server is asked to speak.
 
     Raises:
-        ConfigError: as `client_context`, or a `min_version` that gRPC cannot promise.
+        ConfigError: as `client_context`.
     """
-    import grpc  # noqa: PLC0415 - as in upstream_transport
 
-    client_context(tls, key)
-    if tls.min_version != "1.2":
-        raise ConfigError(
-            f"{key}.min_version", tls.min_version, "1.2 for gRPC, whose library offers no other; or https://"
-        )
-    return grpc.ssl_channel_credentials(
-        root_certificates=_roots(tls),
-        private_key=None if tls.key_file is None else tls.key_file.read_bytes(),
-        certificate_chain=None if tls.cert_file is None else tls.cert_file.read_bytes(),
-    )
+    def __init__(self, destination: Destination, tls: Tls, *alpn: str) -> None:
+        self._destination = destination
+        self._tls = tls
+        self._alpn = alpn
+        self._lock = Lock()
+        self._stamp = stamp(tls.files)
+        self._context = self._made()
 
+    def get(self) -> ssl.SSLContext:
+        """The context for the files as they are now; safe for threads."""
+        if not self._tls.files:
+            return self._context
+        with self._lock:
+            now = stamp(self._tls.files)
+            if now != self._stamp:
+                self._stamp = now
+                try:
+                    self._context = self._made()
+                except ConfigError as error:
+                    log.warning("destination %r keeps its TLS files as they were: %s", self._destination.name, error)
+            return self._context
 
-def _roots(tls: Tls) -> bytes | None:
-    if tls.ca_file is not None:
-        return tls.ca_file.read_bytes()
-    for path in (ssl.get_default_verify_paths().cafile, *_SYSTEM_ROOTS):
-        if path and Path(path).is_file():
-            return Path(path).read_bytes()
-    return None  # takes the roots that gRPC ships
+    def _made(self) -> ssl.SSLContext:
+        context = client_context(self._tls, f"{self._destination.section}.tls")
+        if self._alpn:
+            context.set_alpn_protocols(list(self._alpn))
+        return context

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from joulegram_sink.upstream_destination import parse_endpoint
+from joulegram_sink.upstream_grpc import GrpcTransport
 from joulegram_sink.upstream_http import HttpTransport
 
 if TYPE_CHECKING:
@@ -30,8 +31,5 @@ def transport_for(destination: Destination) -> Transport:
     """
     endpoint = parse_endpoint(destination.endpoint, destination.key)
     if endpoint.scheme.startswith("grpc"):
-        # 10 MiB that a sidecar with other destinations, or none, does not pay.
-        from joulegram_sink.upstream_grpc import GrpcTransport  # noqa: PLC0415
-
         return GrpcTransport(destination, endpoint)
     return HttpTransport(destination, endpoint)

@@ -25,6 +25,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from joulegram_pipeline.canonical import canonical_plain
 from joulegram_pipeline.errors import StorageError, WireError
+from joulegram_pipeline.http2_frames import MAX_FRAME_BYTES, MAX_WINDOW_BYTES, PREFACE, ConnectionFault, settings
 from joulegram_pipeline.span_rows import sound
 from joulegram_pipeline.wal_scan import Damaged, identify, walk
 from joulegram_pipeline.wal_segment import SEGMENT_HEADER_BYTES, record_header, segment_at, segment_header
@@ -33,7 +34,6 @@ from joulegram_processor.select import Selector
 from joulegram_processor.spans import SpanReader
 from joulegram_processor.wire import splice, splice_all, string_attribute, without_attributes
 from joulegram_receiver.admission import Admission
-from joulegram_receiver.http2_frames import MAX_FRAME_BYTES, PREFACE, settings
 from joulegram_receiver.http2_life import Http2Limits
 from joulegram_receiver.http_body import decoder_for, read_body
 from joulegram_receiver.intake_refusals import TooLargeError
@@ -41,7 +41,9 @@ from joulegram_receiver.otlp_json import from_otlp_json, to_otlp_json
 from joulegram_receiver.signals import SIGNALS
 from joulegram_sink.ledger_format import FIRST_SEGMENT, genesis_line, line_hash
 from joulegram_sink.ledger_verify import verify
+from joulegram_sink.upstream_server_side import AgainError, ServerSide
 from joulegram_sink.upstream_split import halves
+from joulegram_sink.upstream_status import message_of, status_of
 from simulators.http2 import Fed, frames_of
 
 if TYPE_CHECKING:
@@ -348,6 +350,34 @@ async def _fed(parts: list[bytes]) -> tuple[bytes, list[tuple[bytes, bool, bool]
     return bytes(fed.pipe.written), [(each.body, each.ended, each.left) for each in fed.host.exchanges]
 
 
+def fuzz_upstream(data: bytes) -> None:
+    """Any bytes as a server's answers: refused as broken or read, the same however they were cut."""
+    if data:
+        cut = data[0] * len(data) // 256
+        assert _answered([data[1:]]) == _answered([data[1:cut], data[max(1, cut) :]]), "where bytes are cut matters"
+
+
+def _answered(parts: list[bytes]) -> tuple[object, ...]:
+    said: list[bytes] = []
+    server = ServerSide(said.append)
+    server.feed(settings({}))
+    call = server.begin(b"", bytes(10), 100)
+    outcome = ""
+    try:
+        for part in parts:
+            server.feed(part)
+    except (ConnectionFault, AgainError) as error:
+        # The words show how far one read went.
+        outcome = type(error).__name__
+    response = call.response
+    assert len(response.body) <= 100
+    assert call.send_window <= MAX_WINDOW_BYTES >= server.send_window
+    if response.whole and not outcome:
+        assert status_of(response).code
+        message_of(response)
+    return outcome, response, b"".join(said), server.leaves, server.max_frame, server.send_window
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "extract": fuzz_extract,
     "splice": fuzz_splice,
@@ -360,4 +390,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "ledger_edit": fuzz_ledger_edit,
     "halves": fuzz_halves,
     "http2": fuzz_http2,
+    "upstream": fuzz_upstream,
 }

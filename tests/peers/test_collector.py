@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+import yaml
 
 from peers.collector import Collector, collector_config
 from peers.through import assert_joined_only, endpoint, sidecar
+from simulators.certificates import Authority
 from simulators.decoded import attributes, spans
 from simulators.otlp_server import SERVICES, OtlpServer
 from simulators.ports import free_ports
+from simulators.sidecar import Serve
 from simulators.traces import request, span, trace_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]  # the first test builds what all use
@@ -56,6 +60,11 @@ def send(target: str, requests: list[bytes]) -> None:
         export: Any = channel.unary_unary(EXPORT)  # type: ignore[call-arg]
         for body in requests:
             export(body, timeout=20, wait_for_ready=True)
+
+
+def at_least(count: int) -> Callable[[OtlpServer], bool]:
+    """Whether a sink has so many spans, for its `wait_for`."""
+    return lambda sink: len(spans(sink)) >= count
 
 
 def assert_arrived(sink: OtlpServer, count: int, steps: int) -> None:
@@ -108,10 +117,62 @@ def test_a_collector_sends_through_joulegram(
         assert_arrived(sink, count, steps)
 
 
-def behind(otelcol: Path, tmp_path: Path, sink: OtlpServer, grpc_config: dict[str, Any]) -> Collector:
+def behind(
+    otelcol: Path, tmp_path: Path, sink: OtlpServer, grpc_config: dict[str, Any], name: str = "otelcol"
+) -> Collector:
     """A Collector that forwards what it gets to the sink."""
     to_sink = {"endpoint": f"127.0.0.1:{sink.port}", "tls": {"insecure": True}, "compression": "none"}
-    return Collector(otelcol, tmp_path, collector_config({"grpc": grpc_config}, "otlp_grpc", to_sink))
+    return Collector(otelcol, tmp_path, collector_config({"grpc": grpc_config}, "otlp_grpc", to_sink), name)
+
+
+@pytest.mark.parametrize(("compression", "mutual"), [("none", False), ("gzip", True)])
+def test_a_collector_that_asks_who_we_are(otelcol: Path, tmp_path: Path, compression: str, *, mutual: bool) -> None:
+    """grpc-go behind us with TLS 1.3 or mTLS, and with requests that are several frames and windows large."""
+    (port,) = free_ports(1)
+    count, steps = 8, 100
+    authority = Authority()
+    ca = authority.write(tmp_path / "ca.pem")
+    theirs, ours = (authority.issue().write(tmp_path, name) for name in ("collector", "joulegram"))
+    tls = {"cert_file": str(theirs[0]), "key_file": str(theirs[1]), "min_version": "1.3"}
+    said: dict[str, Any] = {"ca_file": str(ca), "min_version": "1.3"}
+    if mutual:
+        tls["client_ca_file"] = str(ca)
+        said |= {"cert_file": str(ours[0]), "key_file": str(ours[1])}
+    hop = {"endpoint": f"grpcs://localhost:{port}", "tls": said, "compression": compression}
+    config = tmp_path / "joulegram.yaml"
+    config.write_text(yaml.safe_dump({"upstream": {"destinations": {"collector": hop}}}))
+    flags = f"--config={config}", "--region=SPP_KS", "--source=model"
+    listens = {"endpoint": f"127.0.0.1:{port}", "tls": tls}
+    with OtlpServer() as sink, behind(otelcol, tmp_path, sink, listens), Serve(tmp_path, *flags) as serve:
+        send(serve.wait_ready().target, etl_requests(count, steps, padding=5000))
+        sink.wait_for(lambda sink: len(spans(sink)) >= count * (1 + 2 * steps))
+        assert serve.stop() == 0, serve.said
+
+        assert_arrived(sink, count, steps)
+        assert "WARNING" not in serve.said
+
+
+def test_a_collector_that_ends_connections(otelcol: Path, tmp_path: Path) -> None:
+    """MAX_CONNECTION_AGE of 0.2 s, and a restart between sends: all arrives, and no send is counted as failed."""
+    (port,) = free_ports(1)
+    steps, rounds = 3, 5
+    age = {"max_connection_age": "200ms", "max_connection_age_grace": "10s"}
+    listens = {"endpoint": f"127.0.0.1:{port}", "keepalive": {"server_parameters": age}}
+    with OtlpServer() as sink, sidecar(tmp_path, port) as serve:
+        target = serve.wait_ready().target
+        bodies = etl_requests(2 * rounds, steps)
+        done = 0
+        for name in ("first", "second"):
+            with behind(otelcol, tmp_path, sink, listens, name):
+                for body in bodies[done : done + rounds]:
+                    done += 1
+                    send(target, [body])
+                    sink.wait_for(at_least(done * (1 + 2 * steps)))
+        page = serve.get("/metrics")[1]
+        assert serve.stop() == 0, serve.said
+
+        assert_arrived(sink, 2 * rounds, steps)
+        assert 'joulegram_sink_forward_failures_total{destination="upstream",kind="retry"}' not in page
 
 
 def test_batches_over_the_limit_of_a_collector_are_split(otelcol: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from joulegram_pipeline.http2_frames import header_block
 from joulegram_receiver.http2_connection import Http2Connection
-from joulegram_receiver.http2_frames import header_block
 from joulegram_receiver.http2_life import Http2Limits
 from joulegram_receiver.http2_wire import READ_BYTES
 from simulators.grpc_methods import ECHO, serving

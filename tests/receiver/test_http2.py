@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joulegram_pipeline.errors import PermanentError
-from joulegram_receiver.grpc_methods import Unary
-from joulegram_receiver.http2_connection import STREAM_WINDOW_BYTES
-from joulegram_receiver.http2_frames import (
+from joulegram_pipeline.http2_fields import MAX_BLOCK_BYTES
+from joulegram_pipeline.http2_frames import (
     WORD,
     Code,
     ConnectionFault,
@@ -27,7 +26,9 @@ from joulegram_receiver.http2_frames import (
     settings,
     window_update,
 )
-from joulegram_receiver.http2_head import MAX_BLOCK_BYTES, HeadReader
+from joulegram_receiver.grpc_methods import Unary
+from joulegram_receiver.http2_connection import STREAM_WINDOW_BYTES
+from joulegram_receiver.http2_head import HeadReader
 from joulegram_receiver.http2_life import Http2Limits
 from joulegram_receiver.intake_refusals import reason_of
 from simulators.grpc_methods import ECHO, serving

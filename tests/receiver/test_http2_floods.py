@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from google.rpc import code_pb2
 
-from joulegram_receiver.grpc_methods import Unary
-from joulegram_receiver.http2_frames import (
+from joulegram_pipeline.http2_frames import (
     WORD,
     Code,
     Flag,
@@ -22,6 +21,7 @@ from joulegram_receiver.http2_frames import (
     settings,
     window_update,
 )
+from joulegram_receiver.grpc_methods import Unary
 from joulegram_receiver.http2_life import Http2Limits
 from simulators.grpc_methods import ECHO, serving
 from simulators.http2 import Http2Client, call_body, call_head

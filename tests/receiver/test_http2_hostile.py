@@ -14,11 +14,7 @@ import pytest
 from google.rpc import code_pb2
 from hpack import Decoder
 
-from joulegram_receiver.admission import Admission
-from joulegram_receiver.grpc_call import UnaryCall
-from joulegram_receiver.grpc_extras import HEALTH_SERVICE, Health
-from joulegram_receiver.grpc_methods import Streaming, Unary
-from joulegram_receiver.http2_frames import (
+from joulegram_pipeline.http2_frames import (
     PREFACE,
     WORD,
     Code,
@@ -31,6 +27,10 @@ from joulegram_receiver.http2_frames import (
     settings,
     window_update,
 )
+from joulegram_receiver.admission import Admission
+from joulegram_receiver.grpc_call import UnaryCall
+from joulegram_receiver.grpc_extras import HEALTH_SERVICE, Health
+from joulegram_receiver.grpc_methods import Streaming, Unary
 from joulegram_receiver.http2_head import HeadReader
 from joulegram_receiver.http2_life import Http2Limits
 from simulators.certificates import Authority

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from joulegram_receiver import http2_connection
-from joulegram_receiver.grpc_methods import Unary
-from joulegram_receiver.http2_frames import (
+from joulegram_pipeline.http2_frames import (
     HEAD,
     MAX_FRAME_BYTES,
     PREFACE,
@@ -25,6 +23,8 @@ from joulegram_receiver.http2_frames import (
     settings,
     window_update,
 )
+from joulegram_receiver import http2_connection
+from joulegram_receiver.grpc_methods import Unary
 from joulegram_receiver.http2_life import Http2Limits
 from simulators.grpc_methods import ECHO, serving
 from simulators.http2 import Fed, Frame, Http2Client, call_body, call_head, frames_of

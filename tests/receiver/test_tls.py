@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from joulegram_pipeline.errors import ConfigError
-from joulegram_receiver.http2_frames import PREFACE, settings
+from joulegram_pipeline.http2_frames import PREFACE, settings
 from joulegram_receiver.tls import Certificates, Followed, TlsFiles
 from simulators.certificates import Authority, Leaf, MountedSecret, common_name
 from simulators.grpc_methods import ECHO, serving

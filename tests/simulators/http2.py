@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from hpack import Decoder
 
-from joulegram_receiver.http2_connection import Http2Connection
-from joulegram_receiver.http2_frames import (
+from joulegram_pipeline.http2_frames import (
     HEAD,
     HEAD_BYTES,
     MAX_FRAME_BYTES,
@@ -20,13 +19,14 @@ from joulegram_receiver.http2_frames import (
     header_block,
     settings,
 )
+from joulegram_receiver.http2_connection import Http2Connection
 from joulegram_receiver.http2_life import Http2Limits
 from joulegram_receiver.http2_wire import READ_BYTES
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from joulegram_receiver.http2_frames import Setting
+    from joulegram_pipeline.http2_frames import Setting
     from joulegram_receiver.http2_stream import Exchange, Stream
     from joulegram_receiver.http2_wire import Http2Wire
 

@@ -1,4 +1,4 @@
-"""The bytes of HTTP/2 (RFC 9113): frames, error codes, settings, and header fields as an answer says them."""
+"""The bytes of HTTP/2 (RFC 9113), for a server and for a client: frames, error codes, settings, header fields said."""
 
 from __future__ import annotations
 
@@ -69,6 +69,8 @@ class Code(IntEnum):
     COMPRESSION_ERROR = 9
     CONNECT_ERROR = 10
     ENHANCE_YOUR_CALM = 11
+    INADEQUATE_SECURITY = 12
+    HTTP_1_1_REQUIRED = 13
 
 
 class Setting(IntEnum):
@@ -128,9 +130,92 @@ def goaway(last_stream_id: int, code: Code, text: str = "") -> bytes:
 def header_block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Header fields as literals without indexing and without Huffman (RFC 7541 section 6.2.2).
 
-    An answer says so little that a table of what was said before would cost more than it saves.
+    Requests and answers say so little that a table of what was said before would cost more than it saves.
     """
     return b"".join(b"\0" + _text(name) + _text(value) for name, value in pairs)
+
+
+def unpadded(payload: memoryview) -> memoryview:
+    """What a frame with the flag PADDED holds.
+
+    Raises:
+        ConnectionFault: its padding is longer than it.
+    """
+    if not payload or payload[0] >= len(payload):
+        raise ConnectionFault(Code.PROTOCOL_ERROR, "got padding as long as its frame or longer")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def unprioritised(stream_id: int, payload: memoryview) -> memoryview:
+    """The header fields of a HEADERS frame with the flag PRIORITY.
+
+    Raises:
+        ConnectionFault: the priority is not whole, or makes the stream depend on itself.
+    """
+    if len(payload) < 5:
+        raise ConnectionFault(Code.FRAME_SIZE_ERROR, "got HEADERS too short for its priority")
+    if WORD.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
+        raise ConnectionFault(Code.PROTOCOL_ERROR, f"got stream {stream_id} that depends on itself")
+    return payload[5:]
+
+
+def peer_settings(flags: int, stream_id: int, payload: memoryview) -> dict[int, int] | None:
+    """What a SETTINGS frame says, the last of each; None where it acknowledges ours.
+
+    Raises:
+        ConnectionFault: a frame or a value that there cannot be.
+    """
+    if stream_id != 0:
+        raise ConnectionFault(Code.PROTOCOL_ERROR, "got SETTINGS of a stream, expected stream 0")
+    if len(payload) % SETTING.size or (flags & Flag.ACK and payload):
+        raise ConnectionFault(Code.FRAME_SIZE_ERROR, f"got SETTINGS of {len(payload)} bytes, expected pairs of 6")
+    if flags & Flag.ACK:
+        return None
+    said: dict[int, int] = {}
+    for name, value in SETTING.iter_unpack(payload):
+        if name == Setting.INITIAL_WINDOW_SIZE and value > MAX_WINDOW_BYTES:
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "got INITIAL_WINDOW_SIZE above 2^31-1")
+        if name == Setting.ENABLE_PUSH and value > 1:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, f"got ENABLE_PUSH {value}, expected 0 or 1")
+        if name == Setting.MAX_FRAME_SIZE and not MAX_FRAME_BYTES <= value < 1 << 24:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, f"got MAX_FRAME_SIZE {value}, expected 2^14 to 2^24-1")
+        said[name] = value
+    return said
+
+
+def pinged(flags: int, stream_id: int, payload: memoryview) -> bytes | None:
+    """The answer to a PING; None where it is one itself.
+
+    Raises:
+        ConnectionFault: it is not of a connection, or has another size.
+    """
+    if stream_id != 0:
+        raise ConnectionFault(Code.PROTOCOL_ERROR, "got PING of a stream, expected stream 0")
+    if len(payload) != 8:
+        raise ConnectionFault(Code.FRAME_SIZE_ERROR, "got PING of another size than 8")
+    return None if flags & Flag.ACK else frame(Kind.PING, Flag.ACK, 0, bytes(payload))
+
+
+def more_window(payload: memoryview) -> int:
+    """By how much a WINDOW_UPDATE widens a window; 0 is a fault of what it is about.
+
+    Raises:
+        ConnectionFault: it has another size.
+    """
+    if len(payload) != 4:
+        raise ConnectionFault(Code.FRAME_SIZE_ERROR, "got WINDOW_UPDATE of another size than 4")
+    return int(WORD.unpack(payload)[0]) & MAX_WINDOW_BYTES
+
+
+def widened(window: int, more: int) -> int:
+    """A connection's window with `more` bytes of room.
+
+    Raises:
+        ConnectionFault: it would be wider than there can be.
+    """
+    if window + more > MAX_WINDOW_BYTES:
+        raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "got a window above 2^31-1")
+    return window + more
 
 
 def _text(data: bytes) -> bytes:
