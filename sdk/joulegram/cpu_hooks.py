@@ -59,7 +59,7 @@ class WatchedContext(ContextVarsRuntimeContext):
         self.before = before
         self.variable = self._current_context = before._current_context
 
-    # `change` is written out in these two: each is called once a span, and a call is a tenth of what a span may cost.
+    # `change` is written out in these two, each called once a span: as calls of it they cost 0.5 us a span more.
 
     def attach(self, context: Context) -> Token[Context]:
         state = THREADS.state
