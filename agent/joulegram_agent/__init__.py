@@ -6,3 +6,6 @@ from pathlib import Path
 
 DEFAULT_SOCKET = Path("/run/joulegram/agent.sock")
 """Where the agent listens unless told otherwise."""
+
+MAX_NAMED = 1_024
+"""Named processes in all; beyond this a name is refused, because each costs a look at every tick."""

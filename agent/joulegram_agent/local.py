@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Self
 
+from joulegram_agent import MAX_NAMED
 from joulegram_agent.restart import SAVE_NS
 from joulegram_pipeline.energy import PUBLISH_S
 from joulegram_pipeline.errors import AgentError
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from joulegram_pipeline.energy import Tick, TickBatch
 
 _LATE_S = 0.01
-
-MAX_NAMED = 1_024
-"""Named processes in all; beyond this a name is refused, because each costs a look at every tick."""
 
 
 class LocalAgent:

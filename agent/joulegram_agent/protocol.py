@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from joulegram_agent.local import MAX_NAMED
+from joulegram_agent import MAX_NAMED
 from joulegram_pipeline.energy import PUBLISH_S, domain_to_json
 from joulegram_pipeline.errors import AgentError, JoulegramError, WireError
 from joulegram_pipeline.units import NS_PER_S

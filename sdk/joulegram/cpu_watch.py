@@ -6,51 +6,35 @@ Invariants:
       is no figure;
     * each thread adds to a sum of its own, so nothing is locked where spans begin and end.
 
+A span carries its own account, in three attributes that its processor makes: an object beside it would be one more to
+make, to find and to free for every span.
+
+    _joulegram_owner     state of the thread that began it; None once a moment of it was not seen
+    _joulegram_own_ns    CPU time on that thread; None until it is innermost there
+    _joulegram_others    by state of thread, CPU time on the others; None while there are none
+
 The clock is CLOCK_THREAD_CPUTIME_ID: CPU time of the calling thread, in user and kernel mode (clock_gettime(2)). It
 costs a system call, several times what the rest of a change costs. So for `SHORT_NS` after it was read the wall clock
 stands for it, which is read without one: a thread cannot spend more than passes. What a span gets is thereby at most
 `SHORT_NS` off at each end, and that does not add up: the next reading is again the thread's own.
 """
 
+# ruff: noqa: SLF001 - the account hangs on the span, see above
+
 from __future__ import annotations
 
 import threading
 from time import perf_counter_ns, thread_time_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ACCOUNT = "_joulegram_account"
-"""The attribute of a span under which its account hangs."""
+OWNER = "_joulegram_owner"
+"""The attribute by which a span is known to have an account."""
 
 SHORT_NS = 50_000
 """For how long after a reading of the thread's clock the wall clock stands for it."""
-
-
-class Account:
-    """CPU time of one span. Class attributes are what it begins with: one is made for every span.
-
-    `own_ns` is of the thread that began the span, `others_ns` of others by thread; `was_active` says whether it was
-    innermost anywhere, `known` whether every moment of that was seen.
-    """
-
-    owner: ThreadState
-    own_ns = 0
-    others_ns: dict[ThreadState, int] | None = None
-    was_active = False
-    known = True
-
-    def total_ns(self) -> int | None:
-        """Nanoseconds in all; None if it was never active, is active still, or was active unseen."""
-        if not (self.known and self.was_active) or self.owner.account is self:
-            return None
-        if self.others_ns is None:
-            return self.own_ns
-        others = list(self.others_ns.items())
-        if any(state.account is self for state, _ in others):
-            return None
-        return self.own_ns + sum(spent_ns for _, spent_ns in others)
 
 
 class ThreadState:
@@ -58,22 +42,22 @@ class ThreadState:
 
     Args:
         context: the context of OpenTelemetry that the last change led to; None before the first change.
-        account: of the span that is innermost in it.
+        span: the innermost in it, if it has an account.
         since_ns: the thread's CPU time at that change.
-        read_cpu_ns: the thread's CPU time when it was last read.
-        read_wall_ns: the wall clock then.
+        until_ns: by the wall clock, how long that stands for the thread's own.
+        ahead_ns: what is added to the wall clock until then.
         in_step: an event loop that is followed runs one of its steps.
         joined_step: that step had begun before anybody followed, so its end will not be seen.
     """
 
-    __slots__ = ("account", "context", "in_step", "joined_step", "read_cpu_ns", "read_wall_ns", "since_ns")
+    __slots__ = ("ahead_ns", "context", "in_step", "joined_step", "since_ns", "span", "until_ns")
 
     def __init__(self) -> None:
         self.context: Mapping[str, object] | None = None
-        self.account: Account | None = None
+        self.span: Any = None
         self.since_ns = 0
-        self.read_cpu_ns = 0
-        self.read_wall_ns = -SHORT_NS
+        self.until_ns = 0
+        self.ahead_ns = 0
         self.in_step = False
         self.joined_step = False
 
@@ -91,6 +75,20 @@ THREADS = _Threads()
 _making_others = threading.Lock()
 
 
+def total_ns(span: Any) -> int | None:
+    """Nanoseconds in all; None if it was never innermost, is so still, or was so unseen."""
+    owner, others = span._joulegram_owner, span._joulegram_others
+    own_ns: int | None = span._joulegram_own_ns
+    if owner is None or owner.span is span:
+        return None
+    if others is None:
+        return own_ns
+    spent: list[tuple[ThreadState, int]] = list(others.items())
+    if any(state.span is span for state, _ in spent):
+        return None
+    return (own_ns or 0) + sum(spent_ns for _, spent_ns in spent)
+
+
 def change(state: ThreadState, here: Mapping[str, object] | None, there: Mapping[str, object] | None, key: str) -> None:
     """The calling thread goes from one context to another.
 
@@ -100,40 +98,75 @@ def change(state: ThreadState, here: Mapping[str, object] | None, there: Mapping
         there: the context it is in from now on.
         key: under which a context holds its innermost span.
     """
-    before = state.account
+    before = state.span
     if state.context is not here and here is not None:
-        before = _unseen(state, before, getattr(here.get(key), ACCOUNT, None))
-    after: Account | None = None if there is None else getattr(there.get(key), ACCOUNT, None)
+        before = unseen(state, here.get(key))
     state.context = there
-    if before is None and after is None:
+    after: Any = None if there is None else there.get(key)
+    owner = getattr(after, OWNER, None)
+    if owner is None and before is None:
         return
-    wall_ns = perf_counter_ns()
-    passed_ns = wall_ns - state.read_wall_ns
-    if passed_ns < SHORT_NS:
-        now_ns = state.read_cpu_ns + passed_ns
-    else:
-        now_ns = state.read_cpu_ns = thread_time_ns()
-        state.read_wall_ns = wall_ns
+    now_ns = perf_counter_ns()
+    now_ns = now_ns + state.ahead_ns if now_ns < state.until_ns else read(state, now_ns)
     if before is not None:
-        # The wall clock may have run ahead of what the thread spent.
-        spent_ns = now_ns - state.since_ns if now_ns > state.since_ns else 0
-        if before.owner is state:
-            before.own_ns += spent_ns
-        else:
-            assert before.others_ns is not None
-            before.others_ns[state] += spent_ns
-    if after is not None:
-        after.was_active = True
-        if after.owner is not state:
-            _join(after, state)
-    state.account = after
+        leave(state, before, now_ns)
+    if owner is None:
+        state.span = None
+    else:
+        enter(state, after, owner)
+        state.span = after
     state.since_ns = now_ns
+
+
+def read(state: ThreadState, wall_ns: int) -> int:
+    """The thread's own clock; for `SHORT_NS` from now on the wall clock stands for it."""
+    cpu_ns = thread_time_ns()
+    state.until_ns = wall_ns + SHORT_NS
+    state.ahead_ns = cpu_ns - wall_ns
+    return cpu_ns
+
+
+def leave(state: ThreadState, span: Any, now_ns: int) -> None:
+    """Until now the thread was in the span."""
+    # The wall clock may have run ahead of what the thread spent.
+    spent_ns = now_ns - state.since_ns if now_ns > state.since_ns else 0
+    owner = span._joulegram_owner
+    if owner is state:
+        span._joulegram_own_ns += spent_ns
+    elif owner is not None:
+        span._joulegram_others[state] += spent_ns
+
+
+def enter(state: ThreadState, span: Any, owner: ThreadState) -> None:
+    """From now on the thread is in the span, which `owner` began."""
+    if owner is state:
+        if span._joulegram_own_ns is None:
+            span._joulegram_own_ns = 0
+        return
+    with _making_others:
+        if span._joulegram_others is None:
+            span._joulegram_others = {}
+    span._joulegram_others.setdefault(state, 0)
 
 
 def doubt(state: ThreadState) -> None:
     """The thread may have been elsewhere since the last change: what it is in now gets no figure."""
-    if state.account is not None:
-        state.account.known = False
+    if state.span is not None:
+        state.span._joulegram_owner = None
+
+
+def unseen(state: ThreadState, found: Any) -> Any:
+    """The thread is not in the context that the last change led to; whose the time since then is."""
+    expected = state.span
+    if getattr(found, OWNER, None) is None:
+        found = None
+    if expected is found:
+        return expected
+    for span in (expected, found):
+        if span is not None:
+            span._joulegram_owner = None
+    state.span = None
+    return None
 
 
 def forget() -> None:
@@ -141,22 +174,3 @@ def forget() -> None:
     global _making_others  # noqa: PLW0603 - another thread may have held it at the fork
     _making_others = threading.Lock()
     THREADS.state = ThreadState()
-
-
-def _join(account: Account, state: ThreadState) -> None:
-    """A thread that did not begin the span takes part in it."""
-    with _making_others:
-        if account.others_ns is None:
-            account.others_ns = {}
-    account.others_ns.setdefault(state, 0)
-
-
-def _unseen(state: ThreadState, expected: Account | None, found: Account | None) -> Account | None:
-    """The thread is not in the context that the last change led to; whose the time since then is."""
-    if expected is found:
-        return expected
-    for account in (expected, found):
-        if account is not None:
-            account.known = False
-    state.account = None
-    return None

@@ -15,7 +15,6 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -105,6 +104,8 @@ class EnergyLogger:
         self, operation: str, additional_info: Mapping[str, object] | None = None
     ) -> dict[str, Any]:
         """As `log_metrics`, beside the event loop."""
+        import asyncio  # noqa: PLC0415 - who awaits has it loaded; to import it takes longer than all of this
+
         return await asyncio.to_thread(self.log_metrics, operation, additional_info)
 
     @contextmanager
@@ -148,6 +149,8 @@ class EnergyLogger:
 
     async def calibrate_idle_async(self, samples: int = 5, interval: float = 0.2) -> float | None:
         """As `calibrate_idle`, beside the event loop."""
+        import asyncio  # noqa: PLC0415 - who awaits has it loaded; to import it takes longer than all of this
+
         return await asyncio.to_thread(self.calibrate_idle, samples, interval)
 
     def get_metrics_summary(self) -> dict[str, Any]:

@@ -13,7 +13,6 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import os
@@ -130,6 +129,8 @@ class EnergyRecorder:
         self._end(value)
         assert self._meter is not None
         assert self._ended is not None
+        import asyncio  # noqa: PLC0415 - who awaits has it loaded; to import it takes longer than all of this
+
         # The loop goes on while this waits for a tick.
         await asyncio.to_thread(self._meter.wait, self._ended[0], self._given["wait_s"])
         self.finalize()

@@ -1,5 +1,7 @@
 """`JouleSpanProcessor`: each span says how much CPU time it had, so that energy goes to who spent it."""
 
+# ruff: noqa: SLF001 - the account hangs on the span (cpu_watch), and its attributes are closed to the public way
+
 from __future__ import annotations
 
 import logging
@@ -10,7 +12,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from joulegram.cpu_hooks import HOOKS
-from joulegram.cpu_watch import ACCOUNT, THREADS, Account, change
+from joulegram.cpu_watch import THREADS, change, total_ns
 
 if TYPE_CHECKING:
     from contextvars import ContextVar
@@ -43,34 +45,46 @@ class JouleSpanProcessor(SpanProcessor):
             return
         self._variable = HOOKS.install()
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the interface
+    def on_start(self, span: Any, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the interface
         """Give the span its account."""
         if self._variable is None or "gevent" in modules or "trio" in modules or "curio" in modules:
             return
-        account = Account()
-        account.owner = THREADS.state
-        span._joulegram_account = account  # type: ignore[attr-defined]  # noqa: SLF001 - ours
+        span._joulegram_owner = THREADS.state
+        span._joulegram_own_ns = span._joulegram_others = None
 
-    def _on_ending(self, span: Span) -> None:
+    def _on_ending(self, span: Any) -> None:
         """Close the account and write it down, before any processor exports the span."""
-        account: Account | None = getattr(span, ACCOUNT, None)
-        if account is None or self._variable is None:
+        variable = self._variable
+        try:
+            owner = span._joulegram_owner
+        except AttributeError:
+            return  # it began before this processor, or beside a library that switches unseen
+        if variable is None or owner is None:
             return
-        state, here = THREADS.state, self._variable.get(None)
-        if state.account is account or (here is not None and here.get(_SPAN_KEY) is span):
-            # It ends where it is active: from here on the time is nobody's, although its context is not left yet.
-            change(state, here, here, _SPAN_KEY)
-            state.account = None
-        one_thread = account.others_ns is None and account.known and account.was_active and state.account is not account
-        cpu_ns = account.own_ns if one_thread and account.owner is state else account.total_ns()
+        if span._joulegram_others is None and owner.span is not span and variable.get().get(_SPAN_KEY) is not span:
+            cpu_ns = span._joulegram_own_ns
+        else:
+            cpu_ns = self._closed(variable, span)
         if cpu_ns is None:
             return
         # The SDK closes a span's attributes before it calls this, so this writes where they are kept. A span whose
         # attributes are full stays as it is: what the job set is not dropped for ours.
-        attributes: Any = span._attributes  # noqa: SLF001 - see above
-        kept = getattr(attributes, "_dict", None)
-        if kept is not None and (attributes.maxlen is None or len(kept) < attributes.maxlen):
+        attributes = span._attributes
+        try:
+            kept, most = attributes._dict, attributes.maxlen
+        except AttributeError:
+            return  # an SDK that keeps them elsewhere
+        if most is None or len(kept) < most:
             kept[CPU_NS] = cpu_ns
+
+    def _closed(self, variable: ContextVar[Context], span: Span) -> int | None:
+        """The figure of a span that other threads were in, or that ends where it is active."""
+        state, here = THREADS.state, variable.get()
+        if state.span is span or here.get(_SPAN_KEY) is span:
+            # From here on the time is nobody's, although its context is not left yet.
+            change(state, here, here, _SPAN_KEY)
+            state.span = None
+        return total_ns(span)
 
     def shutdown(self) -> None:
         """Let go of what was hooked; spans that end later are left as they are."""

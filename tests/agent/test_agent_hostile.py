@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from joulegram_agent import MAX_NAMED
 from joulegram_agent.client import AgentClient
 from joulegram_agent.conversation import Limits
-from joulegram_agent.local import MAX_NAMED
 from joulegram_agent.protocol import MAX_REQUEST_BYTES
 from joulegram_pipeline.errors import AgentError
 from simulators.agent_node import refused, request, served, until

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from joulegram_agent import conversation, protocol, rates
+from joulegram_agent import MAX_NAMED, conversation, protocol, rates
 from joulegram_agent.conversation import Limits
-from joulegram_agent.local import MAX_NAMED
 from joulegram_agent.peers import Allowed, Peer
 from joulegram_agent.protocol import answer
 from joulegram_agent.rates import Bucket, Rates

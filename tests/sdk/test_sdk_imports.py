@@ -47,6 +47,17 @@ def test_importing_a_part_loads_no_dependency(module: str) -> None:
     assert set(imported_by(module)) <= {"joulegram", "joulegram_agent", "joulegram_pipeline"}
 
 
+HEAVY = ("asyncio", "ssl", "subprocess", "concurrent.futures", "http", "email")
+
+
+@pytest.mark.parametrize("name", ["EnergyRecorder", "EnergyLogger", "CarbonEstimator", "etl_node", "take_snapshot"])
+def test_a_name_loads_nothing_heavy_of_the_standard_library(name: str) -> None:
+    """An event loop costs more to import than all of the SDK; who awaits has it loaded already."""
+    code = f"import sys; from joulegram import {name}; print([one for one in {HEAVY!r} if one in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
 def test_importing_joulegram_takes_less_than_a_tenth_of_a_second() -> None:
     """The quickest of three fresh interpreters, less what an empty one takes."""
 

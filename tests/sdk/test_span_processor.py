@@ -184,6 +184,42 @@ def test_a_context_entered_and_left_unseen_gives_no_figure(spans: Spans) -> None
     assert near(found["after"], 0)
 
 
+def test_contexts_that_take_turns_unseen_give_no_figure(spans: Spans) -> None:
+    """What is left is not what the last change led to: which of the two the thread was in is not known."""
+    contexts = [contextvars.Context(), contextvars.Context()]
+    made = [spans.tracer.start_span(name) for name in ("a", "b")]
+    tokens = [
+        context.run(context_api.attach, trace.set_span_in_context(span))
+        for context, span in zip(contexts, made, strict=True)
+    ]
+    burn(5)
+    for context, token in zip(contexts, tokens, strict=True):
+        context.run(context_api.detach, token)
+    for span in made:
+        span.end()
+    assert spans.cpu_ns() == {"a": None, "b": None}
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_span_left_here_and_ended_on_another_thread(spans: Spans, copied: bool) -> None:
+    """Its figure is what it had here, unless the other thread was in it unseen: then it has none."""
+    span = spans.tracer.start_span("handed on")
+    with trace.use_span(span):
+        burn(20)
+        context = contextvars.copy_context()
+
+    def work() -> None:
+        burn(30)
+        span.end()
+
+    run = context.run if copied else contextvars.Context().run
+    thread = threading.Thread(target=run, args=(work,))
+    thread.start()
+    thread.join()
+    figure = spans.cpu_ns()["handed on"]
+    assert figure is None if copied else near(figure, 20)
+
+
 def test_a_library_that_switches_unseen_turns_it_off(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
     """With trio, gevent or curio loaded no span gets a figure."""
     monkeypatch.setitem(sys.modules, "trio", contextvars)
