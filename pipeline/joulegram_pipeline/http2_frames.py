@@ -127,6 +127,11 @@ def goaway(last_stream_id: int, code: Code, text: str = "") -> bytes:
     return frame(Kind.GOAWAY, 0, 0, WORD.pack(last_stream_id) + WORD.pack(code) + text.encode()[:256])
 
 
+NO_TABLE: Final = b"\x20"
+"""Before the first header block of a connection: nothing refers to what was said before, whatever table the peer allows
+(RFC 7541 sections 4.2 and 6.3)."""
+
+
 def header_block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Header fields as literals without indexing and without Huffman (RFC 7541 section 6.2.2).
 

@@ -14,6 +14,7 @@ from joulegram_pipeline.http2_fields import MAX_BLOCK_BYTES
 from joulegram_pipeline.http2_frames import (
     DEFAULT_WINDOW_BYTES,
     MAX_STREAM_ID,
+    NO_TABLE,
     WORD,
     Code,
     ConnectionFault,
@@ -68,6 +69,7 @@ class Http2Connection(Http2Wire):
         self.send_window = DEFAULT_WINDOW_BYTES
         self._limits = host.limits
         self._heads = HeadReader()
+        self._said_first = NO_TABLE
         self._settled = False
         self._draining = False
         self._refuse_above = MAX_STREAM_ID
@@ -93,6 +95,11 @@ class Http2Connection(Http2Wire):
         self.send(settings(said) + window_update(0, CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES))
 
     # -- for streams and the server ------------------------------------------------------------------------------
+
+    def send_fields(self, flags: int, stream_id: int, block: bytes) -> None:
+        """Write a HEADERS frame; before the first goes the word that no table is used."""
+        self.send(frame(Kind.HEADERS, flags, stream_id, self._said_first + block))
+        self._said_first = b""
 
     def forget(self, stream: Stream) -> None:
         """A stream is answered and nothing works for it any more, so that it counts no longer."""

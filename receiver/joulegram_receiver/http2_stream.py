@@ -52,6 +52,9 @@ class Wire(Protocol):
     def send(self, data: bytes) -> None:
         """Write, with what else is written in this turn of the loop."""
 
+    def send_fields(self, flags: int, stream_id: int, block: bytes) -> None:
+        """Write a HEADERS frame with all of a header block."""
+
     def forget(self, stream: Stream) -> None:
         """It is closed and nothing works for it."""
 
@@ -148,7 +151,7 @@ class Stream:
     def begin(self, block: bytes) -> None:
         """Send the head of an answer that has more."""
         if not self.closed:
-            self._wire.send(frame(Kind.HEADERS, Flag.END_HEADERS, self.stream_id, block))
+            self._wire.send_fields(Flag.END_HEADERS, self.stream_id, block)
 
     def body(self, data: bytes) -> None:
         """Send a part of the body, as far as the peer has room now and the rest as it gets some."""
@@ -208,7 +211,7 @@ class Stream:
         if stuck and self.exchange is not None:
             self.exchange.room()
         if self._end is not None:
-            self._wire.send(frame(Kind.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, self.stream_id, self._end))
+            self._wire.send_fields(Flag.END_HEADERS | Flag.END_STREAM, self.stream_id, self._end)
             self._end = None
             if not self.whole:
                 # The rest of the request is wanted no more; NO_ERROR says that the answer stands (section 8.1).

@@ -21,6 +21,7 @@ from joulegram_pipeline.http2_frames import (
     HEAD,
     MAX_FRAME_BYTES,
     MAX_STREAM_ID,
+    NO_TABLE,
     PREFACE,
     Code,
     ConnectionFault,
@@ -51,9 +52,6 @@ _END_S = 1.0
 """For what is still queued when the answer is there."""
 
 _READS_WHILE_IDLE = 8
-
-_NO_TABLE = b"\x20"
-"""Said first: we refer to nothing that was said before (RFC 7541 section 6.3), whatever table the peer allows."""
 
 
 class LateError(UpstreamError):
@@ -146,7 +144,7 @@ class ClientConnection:
         self._wait_for_leave(wire, until_s)
         is_first = self._server.next_id == 1
         call = self._server.begin(prefix, message, max_bytes)
-        self._put_head(wire, call.stream_id, _NO_TABLE + block if is_first else block)
+        self._put_head(wire, call.stream_id, NO_TABLE + block if is_first else block)
         response = call.response
         try:
             while not response.whole:

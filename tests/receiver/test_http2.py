@@ -162,6 +162,20 @@ def test_an_answer_waits_for_room(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
+def test_a_client_without_a_table_is_told_that_none_is_used() -> None:
+    """HEADER_TABLE_SIZE 0: a decoder that insists on hearing of it (RFC 7541 section 4.2) does, once."""
+
+    async def main() -> None:
+        async with serving(METHODS) as server, Http2Client(server.port, {Setting.HEADER_TABLE_SIZE: 0}) as client:
+            for stream_id in (1, 3):
+                await client.send(call_head(stream_id, ECHO_PATH), call_body(stream_id, b"one"))
+                answer = client.fields(await client.until(Kind.HEADERS, stream_id))
+                assert answer[b":status"] == b"200"
+                assert await client.status(stream_id) == 0
+
+    asyncio.run(main())
+
+
 def test_a_large_message_is_granted_its_room_once() -> None:
     """One WINDOW_UPDATE of its stream as soon as its length is known, and none where it fits anyway."""
 

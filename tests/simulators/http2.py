@@ -15,6 +15,7 @@ from joulegram_pipeline.http2_frames import (
     PREFACE,
     Flag,
     Kind,
+    Setting,
     frame,
     header_block,
     settings,
@@ -26,7 +27,6 @@ from joulegram_receiver.http2_wire import READ_BYTES
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from joulegram_pipeline.http2_frames import Setting
     from joulegram_receiver.http2_stream import Exchange, Stream
     from joulegram_receiver.http2_wire import Http2Wire
 
@@ -193,6 +193,7 @@ class Http2Client:
         self._said = said or {}
         self._rest = b""
         self._decoder = Decoder()
+        self._decoder.max_allowed_table_size = self._said.get(Setting.HEADER_TABLE_SIZE, 4096)
         self.got: list[Frame] = []
 
     async def __aenter__(self) -> Self:
