@@ -48,6 +48,7 @@ class _Node:
 
     Args:
         path: of its folder.
+        file: path of its count.
         inode: of its folder.
         key: of the container or pod it belongs to.
         above: the key of the cgroup around it.
@@ -59,6 +60,7 @@ class _Node:
     """
 
     path: str
+    file: str
     inode: int
     parent: _Node | None
     key: str | None
@@ -195,7 +197,7 @@ class Cgroups:
     def _used_ns(self, node: _Node) -> int | None:
         assert self.hierarchy is not None
         try:
-            data = self._files.read(f"{node.path}/{self.hierarchy.file}")
+            data = self._files.read(node.file)
             if self.hierarchy.version == "v2":
                 return int(data.partition(b"usage_usec ")[2].partition(b"\n")[0]) * _NS_PER_US
             return int(data)
@@ -207,7 +209,8 @@ class Cgroups:
         if self.hierarchy is None:
             return
         if self._root is None:
-            self._root = _Node(str(self.hierarchy.root), 0, None, None, None)
+            root = str(self.hierarchy.root)
+            self._root = _Node(root, f"{root}/{self.hierarchy.file}", 0, None, None, None)
         listed = [self._root] if not self._order else []
         for node in self._order:
             if node.is_gone:
@@ -231,6 +234,7 @@ class Cgroups:
     def _list(self, node: _Node, listed: list[_Node]) -> None:
         """Take in the children a folder has; the new ones join `listed`."""
         assert self._root is not None
+        assert self.hierarchy is not None
         found: dict[str, int] = {}
         try:
             with os.scandir(node.path) as entries:
@@ -248,20 +252,21 @@ class Cgroups:
                 return
             path = f"{node.path}/{name}"
             key = container_key(path.removeprefix(self._root.path))
-            child = _Node(path, inode, node, key, node.key, is_new=not self._is_crowded)
+            child = _Node(
+                path, f"{path}/{self.hierarchy.file}", inode, node, key, node.key, is_new=not self._is_crowded
+            )
             node.children[name] = child
             self._count += 1
             listed.append(child)
 
     def _drop(self, node: _Node, gone: dict[str, str | None]) -> None:
         """Forget a cgroup and all below it."""
-        assert self.hierarchy is not None
         if node.parent is not None:
             node.parent.children.pop(node.path.rpartition("/")[2], None)
         for each in _in_order(node):
             each.is_gone = True
             self._count -= 1
-            self._files.let_go(f"{each.path}/{self.hierarchy.file}")
+            self._files.let_go(each.file)
             if each.key is not None and each.key != each.above:
                 gone[each.key] = each.above
 
