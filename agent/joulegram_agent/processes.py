@@ -23,6 +23,8 @@ from joulegram_agent.cpu import JIFFY_NS
 from joulegram_agent.process_files import ProcessFiles, rest
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
     from joulegram_agent.process_files import Seen
 
     Cells = dict[tuple[int, str | None], int]
@@ -58,14 +60,23 @@ class ProcessTrees:
 
     def name(self, pid: int) -> bool:
         """Count this process and its descendants from now on; False if there is no such process."""
-        seen = self._files.stat(pid)
-        if seen is None:
-            return False
-        if self._roots.get(pid) != seen.started:
-            self._roots[pid] = seen.started
-            self._look(new_root=pid)
+        return bool(self.name_all([pid]))
+
+    def name_all(self, pids: Iterable[int]) -> list[int]:
+        """As `name`, of several at the price of one look; those that exist."""
+        found: list[int] = []
+        new: set[int] = set()
+        for pid in pids:
+            seen = self._files.stat(pid)
+            if seen is not None:
+                found.append(pid)
+                if self._roots.get(pid) != seen.started:
+                    self._roots[pid] = seen.started
+                    new.add(pid)
+        if new:
+            self._look(new)
             self._stir()
-        return True
+        return found
 
     def root_of(self, pid: int) -> int | None:
         """The named process to whose tree this one belongs, or did until at most two looks ago; else None.
@@ -232,10 +243,10 @@ class ProcessTrees:
                 now = self._files.stat(pid, fresh=True)
                 seen.parent = seen.parent if now is None else now.parent
 
-    def _look(self, new_root: int) -> None:
-        """Take a newly named tree's counts as they stand, so that its past is not counted."""
+    def _look(self, new_roots: Container[int | None]) -> None:
+        """Take the counts of newly named trees as they stand, so that their past is not counted."""
         for pid, now in self._members().items():
-            if now.root == new_root:
+            if now.root in new_roots:
                 was = self._seen.get(pid)
                 if was is None or was.started != now.started or was.root is None:
                     self._seen[pid] = now
