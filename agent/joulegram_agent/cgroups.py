@@ -117,6 +117,7 @@ class Cgroups:
         self._owed: dict[str, int] = {}
         self._is_crowded = False
         self._count = 0
+        self._failed = 0
         if self.hierarchy is None:
             self.reason = f"{NO_CGROUPS}: no cpuacct.usage and no cpu.stat under {cgroup_root}"
 
@@ -129,6 +130,17 @@ class Cgroups:
             return {}
         cut = len(str(self.hierarchy.root))
         return {node.path[cut:] or "/": node.used_ns for node in self._order if node.used_ns is not None}
+
+    @property
+    def tally(self) -> dict[str, int]:
+        """Cgroups by what became of them at the last read: ``read``, ``failed``, and ``left_out`` beyond `MAX_CGROUPS`.
+
+        Of those left out the uppermost alone are known. Empty where there is no hierarchy.
+        """
+        if self.hierarchy is None:
+            return {}
+        left_out = sum(max(0, node.folders - len(node.children)) for node in self._order)
+        return {"read": len(self._order) - self._failed, "failed": self._failed, "left_out": left_out}
 
     @property
     def kept(self) -> int:
@@ -178,9 +190,11 @@ class Cgroups:
         gone: dict[str, str | None] = {}
         self._follow(gone)
         grown: dict[str, int] = {}
+        self._failed = 0
         for node in reversed(self._order):
             used_ns = self._used_ns(node)
             if used_ns is None:
+                self._failed += 1
                 node.is_new = False
                 continue
             was_ns = node.used_ns if node.used_ns is not None else 0 if node.is_new else used_ns
