@@ -48,6 +48,7 @@ class _Node:
 
     Args:
         path: of its folder.
+        file: path of its count.
         inode: of its folder.
         key: of the container or pod it belongs to.
         above: the key of the cgroup around it.
@@ -59,6 +60,7 @@ class _Node:
     """
 
     path: str
+    file: str
     inode: int
     parent: _Node | None
     key: str | None
@@ -115,6 +117,7 @@ class Cgroups:
         self._owed: dict[str, int] = {}
         self._is_crowded = False
         self._count = 0
+        self._failed = 0
         if self.hierarchy is None:
             self.reason = f"{NO_CGROUPS}: no cpuacct.usage and no cpu.stat under {cgroup_root}"
 
@@ -127,6 +130,17 @@ class Cgroups:
             return {}
         cut = len(str(self.hierarchy.root))
         return {node.path[cut:] or "/": node.used_ns for node in self._order if node.used_ns is not None}
+
+    @property
+    def tally(self) -> dict[str, int]:
+        """Cgroups by what became of them at the last read: ``read``, ``failed``, and ``left_out`` beyond `MAX_CGROUPS`.
+
+        Of those left out the uppermost alone are known. Empty where there is no hierarchy.
+        """
+        if self.hierarchy is None:
+            return {}
+        left_out = sum(max(0, node.folders - len(node.children)) for node in self._order)
+        return {"read": len(self._order) - self._failed, "failed": self._failed, "left_out": left_out}
 
     @property
     def kept(self) -> int:
@@ -176,9 +190,11 @@ class Cgroups:
         gone: dict[str, str | None] = {}
         self._follow(gone)
         grown: dict[str, int] = {}
+        self._failed = 0
         for node in reversed(self._order):
             used_ns = self._used_ns(node)
             if used_ns is None:
+                self._failed += 1
                 node.is_new = False
                 continue
             was_ns = node.used_ns if node.used_ns is not None else 0 if node.is_new else used_ns
@@ -195,7 +211,7 @@ class Cgroups:
     def _used_ns(self, node: _Node) -> int | None:
         assert self.hierarchy is not None
         try:
-            data = self._files.read(f"{node.path}/{self.hierarchy.file}")
+            data = self._files.read(node.file)
             if self.hierarchy.version == "v2":
                 return int(data.partition(b"usage_usec ")[2].partition(b"\n")[0]) * _NS_PER_US
             return int(data)
@@ -207,7 +223,8 @@ class Cgroups:
         if self.hierarchy is None:
             return
         if self._root is None:
-            self._root = _Node(str(self.hierarchy.root), 0, None, None, None)
+            root = str(self.hierarchy.root)
+            self._root = _Node(root, f"{root}/{self.hierarchy.file}", 0, None, None, None)
         listed = [self._root] if not self._order else []
         for node in self._order:
             if node.is_gone:
@@ -231,6 +248,7 @@ class Cgroups:
     def _list(self, node: _Node, listed: list[_Node]) -> None:
         """Take in the children a folder has; the new ones join `listed`."""
         assert self._root is not None
+        assert self.hierarchy is not None
         found: dict[str, int] = {}
         try:
             with os.scandir(node.path) as entries:
@@ -248,20 +266,21 @@ class Cgroups:
                 return
             path = f"{node.path}/{name}"
             key = container_key(path.removeprefix(self._root.path))
-            child = _Node(path, inode, node, key, node.key, is_new=not self._is_crowded)
+            child = _Node(
+                path, f"{path}/{self.hierarchy.file}", inode, node, key, node.key, is_new=not self._is_crowded
+            )
             node.children[name] = child
             self._count += 1
             listed.append(child)
 
     def _drop(self, node: _Node, gone: dict[str, str | None]) -> None:
         """Forget a cgroup and all below it."""
-        assert self.hierarchy is not None
         if node.parent is not None:
             node.parent.children.pop(node.path.rpartition("/")[2], None)
         for each in _in_order(node):
             each.is_gone = True
             self._count -= 1
-            self._files.let_go(f"{each.path}/{self.hierarchy.file}")
+            self._files.let_go(each.file)
             if each.key is not None and each.key != each.above:
                 gone[each.key] = each.above
 

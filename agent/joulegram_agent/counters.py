@@ -92,6 +92,9 @@ class Accumulator:
         self.unplaced_uj = 0
         self.gaps: Counter[str] = Counter()
         self._max_power_w = max_power_w
+        self._modulus = None if domain.max_range_uj is None else domain.max_range_uj + 1
+        # 1 W is 1 nJ/ns. In more than this half the range could have been spent.
+        self._silent_ns = 0 if self._modulus is None else 1_000 * self._modulus // (2 * max_power_w)
         self._last: tuple[int, int, int] | None = None
         self._window_uj = 0
         self._spoilt: str | None = None
@@ -179,15 +182,13 @@ class Accumulator:
         self, raw_uj: int, at_ns: int, awake_ns: int, last_uj: int, last_ns: int, last_awake_ns: int
     ) -> int | str:
         """Energy between two readings, or why it is not known."""
-        if self.domain.max_range_uj is None:
+        if self._modulus is None:
             return raw_uj - last_uj if raw_uj >= last_uj else COUNTER_RESET
-        modulus = self.domain.max_range_uj + 1
         elapsed_ns = at_ns - last_ns
-        # 1 W is 1 nJ/ns. The guard stands before the sign of the difference: whole wraps hide behind a rise
-        # as well.
-        if 2 * elapsed_ns * self._max_power_w > 1_000 * modulus:
+        # The guard stands before the sign of the difference: whole wraps hide behind a rise as well.
+        if elapsed_ns > self._silent_ns:
             return AMBIGUOUS
-        rise = (raw_uj - last_uj) % modulus
+        rise = (raw_uj - last_uj) % self._modulus
         up_ns = awake_ns - last_awake_ns
         if 1_000 * rise > self._max_power_w * (up_ns + JITTER_NS) + ASLEEP_W * max(0, elapsed_ns - up_ns):
             return COUNTER_RESET

@@ -6,10 +6,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from joulegram_agent.kept import KeptFiles
 from joulegram_pipeline.units import NS_PER_S
 
 JIFFY_NS = NS_PER_S // os.sysconf("SC_CLK_TCK")
 """Nanoseconds of one unit of /proc: 10 ms nearly everywhere."""
+
+
+_SIZE = 16_384
+"""Holds the lines of some 150 CPUs and what stands behind them on most machines; a larger file is read by its path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +39,33 @@ class MachineCpu:
     """
 
     def __init__(self, proc_root: Path = Path("/proc")) -> None:
-        self._path = proc_root / "stat"
+        self._path = str(proc_root / "stat")
+        self._file = KeptFiles(_SIZE, most=1)
         self._last_jiffies: int | None = None
         self._busy_ns = 0
 
     def read(self) -> CpuTimes | None:
         """The counts now, or None where the file cannot be read or is not what it should be."""
         try:
-            lines = self._path.read_bytes().split(b"\n")
-            first = lines[0].split()
-            if first[0] != b"cpu":
-                return None
-            user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in first[1:8])
-        except (OSError, ValueError, IndexError):
+            data = self._read()
+            name, user, nice, system, _idle, _iowait, irq, softirq = data.split(None, 8)[:8]
+            jiffies = int(user) + int(nice) + int(system) + int(irq) + int(softirq)
+        except (OSError, ValueError):
             return None
-        cpus = sum(1 for line in lines if line.startswith(b"cpu")) - 1
+        if name != b"cpu":
+            return None
+        cpus = data.count(b"\ncpu")
         if cpus < 1:
             return None
-        jiffies = user + nice + system + irq + softirq
         if self._last_jiffies is not None:
             self._busy_ns += max(0, jiffies - self._last_jiffies) * JIFFY_NS
         self._last_jiffies = jiffies
         return CpuTimes(self._busy_ns, cpus)
+
+    def close(self) -> None:
+        """Close what is open; a read opens it again."""
+        self._file.close()
+
+    def _read(self) -> bytes:
+        data = self._file.read(self._path)
+        return data if len(data) < _SIZE else Path(self._path).read_bytes()

@@ -114,7 +114,7 @@ class LocalAgent:
         trees = self.sampler.trees
         if len(trees.roots.union(pids)) > MAX_NAMED:
             raise AgentError(f"got {len(pids)} pids beside {len(trees.roots)} named, expected at most {MAX_NAMED}")
-        found = [pid for pid in pids if trees.name(pid)]
+        found = trees.name_all(pids)
         held = self._holders.setdefault(holder, set())
         held.intersection_update(trees.roots)
         held.update(found)

@@ -1,4 +1,8 @@
-"""Runs the agent: a source, the loop on it, the socket in front, and what else it was asked to tell."""
+"""Runs the agent: a source, the loop on it, the socket in front, and what else it was asked to tell.
+
+Invariants:
+    * metrics and OTLP are imported where they were asked for: what an agent does not use is not in its memory.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,7 @@ from typing import TYPE_CHECKING
 from joulegram_agent import DEFAULT_SOCKET
 from joulegram_agent.cgroups import CGROUP_ROOT
 from joulegram_agent.local import LocalAgent
-from joulegram_agent.metrics import AgentMetrics
-from joulegram_agent.metrics_http import MetricsServer, endpoint_of
 from joulegram_agent.notify import Watchdog, notify, watched
-from joulegram_agent.otlp_export import INTERVAL_S, OtlpExport
-from joulegram_agent.otlp_export_http import target_of
-from joulegram_agent.otlp_export_payload import EnergySeries
 from joulegram_agent.peers import Allowed, group_numbers
 from joulegram_agent.privileges import drop, identity_of
 from joulegram_agent.sampler import Sampler
@@ -29,11 +28,15 @@ from joulegram_pipeline.energy import PUBLISH_S
 from joulegram_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from joulegram_agent.metrics_http import MetricsServer
+    from joulegram_agent.otlp_export import OtlpExport
     from joulegram_agent.otlp_export_http import Target
     from joulegram_agent.privileges import Identity
 
 PROCESSES = ("named", "all")
 """Which processes have a line in a tick."""
+
+OTLP_INTERVAL_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ class Outside:
     allow_groups: tuple[str, ...] = ()
     metrics: str | None = None
     otlp_endpoint: str | None = None
-    otlp_interval_s: float = INTERVAL_S
+    otlp_interval_s: float = OTLP_INTERVAL_S
     hw_id: str | None = None
 
     def identity(self) -> Identity:
@@ -72,7 +75,11 @@ class Outside:
 
     def metrics_endpoint(self) -> tuple[str, int] | None:
         """Where metrics are listened for; raises ConfigError."""
-        return None if self.metrics is None else endpoint_of("--metrics", self.metrics)
+        if self.metrics is None:
+            return None
+        from joulegram_agent.metrics_http import endpoint_of
+
+        return endpoint_of("--metrics", self.metrics)
 
     def otlp_target(self) -> tuple[Target, str] | None:
         """Where OTLP goes, and the name of this host in it; raises ConfigError."""
@@ -82,6 +89,8 @@ class Outside:
             raise ConfigError("--hw-id", self.hw_id, "a name for this host beside --otlp-endpoint, such as node-7")
         if not self.otlp_interval_s >= PUBLISH_S:
             raise ConfigError("--otlp-interval", self.otlp_interval_s, f"at least {PUBLISH_S:g} seconds")
+        from joulegram_agent.otlp_export_http import target_of
+
         return target_of("--otlp-endpoint", self.otlp_endpoint), self.hw_id
 
 
@@ -203,6 +212,7 @@ class _Front:
         self._allowed = outside.allowed()
         self._endpoint = outside.metrics_endpoint()
         self._otlp = outside.otlp_target()
+        self._export: OtlpExport | None = None
         self._pages: MetricsServer | None = None
 
     def listen(self, stack: AsyncExitStack, agent: LocalAgent, socket: Path) -> None:
@@ -213,9 +223,21 @@ class _Front:
         self._server = AgentServer(agent, socket, allowed=self._allowed, owner=self._identity.owner)
         self._server.listen()
         stack.callback(self._server.close)
-        self._metrics = AgentMetrics(agent, self._server, self._outside.version)
+        # Imported and made here: afterwards the program's own files may be out of reach.
+        if self._otlp is not None:
+            from joulegram_agent.otlp_export import OtlpExport
+            from joulegram_agent.otlp_export_payload import EnergySeries
+
+            target, hw_id = self._otlp
+            series = EnergySeries(agent.sampler, hw_id, self._outside.version)
+            self._export = OtlpExport(series, target, self._outside.otlp_interval_s)
         if self._endpoint is not None:
-            self._pages = MetricsServer(self._endpoint, self._metrics)
+            from joulegram_agent.metrics import AgentMetrics
+            from joulegram_agent.metrics_http import MetricsServer
+
+            more = () if self._export is None else (self._export.families,)
+            metrics = AgentMetrics(agent, self._server, self._outside.version, more=more)
+            self._pages = MetricsServer(self._endpoint, metrics)
             self._pages.listen()
             stack.callback(self._pages.close)
             log.info("/metrics, /healthz on %s, port %d", self._endpoint[0], self._pages.port)
@@ -227,12 +249,8 @@ class _Front:
         await stack.enter_async_context(self._server)
         if self._pages is not None:
             await stack.enter_async_context(self._pages)
-        if self._otlp is not None:
-            target, hw_id = self._otlp
-            series = EnergySeries(agent.sampler, hw_id, self._outside.version)
-            export = OtlpExport(series, target, self._outside.otlp_interval_s)
-            self._metrics.more.append(export.families)
-            await stack.enter_async_context(export)
-            log.info("OTLP to %s every %g s", target, self._outside.otlp_interval_s)
+        if self._export is not None:
+            await stack.enter_async_context(self._export)
+            log.info("OTLP to %s every %g s", self._export.target, self._outside.otlp_interval_s)
         if watched():
             await stack.enter_async_context(Watchdog(agent))

@@ -107,6 +107,12 @@ class AgentMetrics:
         yield gauge("joulegram_agent_last_tick_age_seconds", "Seconds since the last tick ended.", age)
         named = [Sample(len(self._agent.sampler.trees.roots))]
         yield gauge("joulegram_agent_named_processes", "Processes whose CPU time is told apart.", named)
+        cgroups = self._agent.sampler.cgroups
+        tally = {} if cgroups is None else cgroups.tally
+        text = "Cgroups by what became of them at the last read."
+        yield gauge(
+            "joulegram_agent_cgroups", text, [Sample(n, {"outcome": key}) for key, n in tally.items()], "outcome"
+        )
 
     def _socket(self) -> Iterable[Family]:
         server, counts = self._server, self._server.counts

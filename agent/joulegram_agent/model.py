@@ -142,7 +142,7 @@ class ModelReader:
         return Reading({MODEL_DOMAIN.id: static_uj + dynamic_uj}, static_uj={MODEL_DOMAIN.id: static_uj})
 
     def close(self) -> None:
-        """Nothing is open."""
+        self._cpu.close()
 
 
 def _given(idle_w: float, max_w: float) -> str:

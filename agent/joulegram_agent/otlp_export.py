@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INTERVAL_S = 10.0
 ATTEMPT_S = 10.0
 LAST_ATTEMPT_S = 2.0
 FIRST_BACKOFF_S = 1.0
@@ -52,14 +51,14 @@ class OtlpExport(Background):
         self,
         series: EnergySeries,
         target: Target,
-        interval_s: float = INTERVAL_S,
+        interval_s: float,
         *,
         first_backoff_s: float = FIRST_BACKOFF_S,
     ) -> None:
         super().__init__(self._run, "OTLP export")
         self.outcomes: Counter[str] = Counter()
         self._series = series
-        self._target = target
+        self.target = target
         self._interval_s = interval_s
         self._first_backoff_s = first_backoff_s
         self._failures = 0
@@ -84,20 +83,20 @@ class OtlpExport(Background):
         body, at_ns = request
         try:
             async with asyncio.timeout(attempt_s):
-                reply = await post(self._target, body, self._tls)
+                reply = await post(self.target, body, self._tls)
         except TimeoutError:
-            return self._failed(f"{self._target}: no answer within {attempt_s:g} s")
+            return self._failed(f"{self.target}: no answer within {attempt_s:g} s")
         except UpstreamError as error:
             return self._failed(str(error))
         if reply.status in RETRIED:
-            return self._failed(f"{self._target}: HTTP {reply.status}", _retry_after_s(reply))
+            return self._failed(f"{self.target}: HTTP {reply.status}", _retry_after_s(reply))
         self._failures = 0
         if 200 <= reply.status < 300:
             self._series.sent(at_ns)
             self._count(reply)
         else:
             self.outcomes["refused"] += 1
-            log.warning("OTLP to %s: got HTTP %d, expected 200: not sent", self._target, reply.status)
+            log.warning("OTLP to %s: got HTTP %d, expected 200: not sent", self.target, reply.status)
         return self._interval_s
 
     async def _run(self) -> None:
@@ -117,7 +116,7 @@ class OtlpExport(Background):
         rejected = _rejected(reply.body)
         self.outcomes["partial" if rejected else "sent"] += 1
         if rejected:
-            log.warning("OTLP to %s: %d data points rejected: %s", self._target, rejected, reply.body[:300])
+            log.warning("OTLP to %s: %d data points rejected: %s", self.target, rejected, reply.body[:300])
 
 
 def _rejected(body: bytes) -> int:
@@ -136,6 +135,6 @@ def _retry_after_s(reply: Reply) -> float:
 
 
 def _tls() -> ssl.SSLContext:
-    import ssl  # noqa: PLC0415 - an agent that sends nowhere by TLS does without OpenSSL
+    import ssl  # an agent that sends nowhere by TLS does without OpenSSL
 
     return ssl.create_default_context()

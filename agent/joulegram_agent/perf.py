@@ -207,7 +207,7 @@ def _read(source: _Source) -> int | str:
 
 def _scale_shift(path: Path) -> int:
     """Read n of a scale that is exactly 2^-n."""
-    from fractions import Fraction  # noqa: PLC0415 - it brings decimal along, for a PMU that is mostly not there
+    from fractions import Fraction  # it brings decimal along, for a PMU that is mostly not there
 
     text = _text(path)
     if _DECIMAL.fullmatch(text):

@@ -128,11 +128,12 @@ class PowercapReader:
         counters: dict[str, int] = {}
         gaps: list[Gap] = []
         for zone in self._zones:
-            value = self._read(zone)
+            key = zone.domain.id
+            value = self._read(zone, key)
             if isinstance(value, str):
-                gaps.append(Gap(zone.domain.id, value))
+                gaps.append(Gap(key, value))
             else:
-                counters[zone.domain.id] = value
+                counters[key] = value
         return Reading(counters, tuple(gaps))
 
     def lasting(self) -> dict[str, str]:
@@ -158,11 +159,11 @@ class PowercapReader:
                     self._refused[zone.domain.id] = why(error)
             log.warning("domain %s: %s: %s", zone.domain.id, self._refused[zone.domain.id], path)
 
-    def _read(self, zone: Zone) -> int | str:
+    def _read(self, zone: Zone, key: str) -> int | str:
         """The counter in microjoules, or the reason why it is not known."""
-        counter = self._counters.get(zone.domain.id) or self._find_again(zone)
+        counter = self._counters.get(key) or self._find_again(zone)
         if counter is None:
-            return self._refused.get(zone.domain.id, f"{READ_FAILED}: closed")
+            return self._refused.get(key, f"{READ_FAILED}: closed")
         try:
             text = counter.read().strip()
         except OSError as error:
@@ -172,8 +173,9 @@ class PowercapReader:
         if not text.isdigit():
             return f"{READ_FAILED}: got {text[:32]!r}, expected a whole number"
         value = int(text)
-        if zone.domain.max_range_uj is None or value > zone.domain.max_range_uj:
-            return f"{READ_FAILED}: got {value}, expected at most {zone.domain.max_range_uj}"
+        most_uj = zone.domain.max_range_uj
+        if most_uj is None or value > most_uj:
+            return f"{READ_FAILED}: got {value}, expected at most {most_uj}"
         return value
 
     def _lose(self, zone: Zone, reason: str) -> None:
@@ -226,7 +228,7 @@ class PowercapReader:
             same_place = other.die and other.package == zone.package
             if not (same_place and other.domain.kind is zone.domain.kind):
                 continue
-            before, middle, after = self._read(other), self._read(zone), self._read(other)
+            before, middle, after = (self._read(each, each.domain.id) for each in (other, zone, other))
             if isinstance(before, str) or isinstance(middle, str) or isinstance(after, str):
                 continue
             modulus = (other.domain.max_range_uj or 0) + 1

@@ -11,15 +11,18 @@ another CPU, when the one in use goes offline.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from joulegram_agent.peers import group_number
 from joulegram_pipeline.errors import ConfigError, JoulegramError
+
+if TYPE_CHECKING:
+    import ctypes
 
 # Linux include/uapi/linux/prctl.h and capability.h.
 _PR_CAPBSET_READ = 23
@@ -90,6 +93,8 @@ def drop(identity: Identity) -> bool:
     """
     if identity.uid is None and os.geteuid() == 0:
         return False
+    import ctypes  # a root that stays root has no use for it
+
     libc = ctypes.CDLL(None, use_errno=True)
     _empty_bounding_set(libc)
     if identity.uid is not None and identity.gid is not None:
@@ -140,6 +145,8 @@ def _empty_bounding_set(libc: ctypes.CDLL) -> None:
 
 
 def _call(libc: ctypes.CDLL, name: str, *arguments: object) -> None:
+    import ctypes
+
     if getattr(libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise JoulegramError(f"{name} was refused by the kernel: {os.strerror(number)}")

@@ -18,7 +18,7 @@ from joulegram_agent.container_ids import container_key, process_path
 from joulegram_agent.kept import KeptFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable
     from pathlib import Path
 
 _STAT_SIZE = 2_048
@@ -28,9 +28,10 @@ _LIST_SIZE = 4_096
 _SIZE = 65_536
 _MAX_KEYS = 4_096
 
-
 _SCHEDULED = 2
 """The clock of what the scheduler gave a process: CPUCLOCK_SCHED of the kernel's posix-timers.h."""
+
+_clock_ns = time.clock_gettime_ns
 
 
 @dataclass(slots=True)
@@ -117,6 +118,16 @@ class ProcessFiles:
         kept = self._kept.get(pid)
         return kept is not None and kept.ran_ns is not None and _ran_ns(pid) == kept.ran_ns
 
+    def clocks(self, pids: Iterable[int]) -> list[tuple[int, int]] | None:
+        """For `rest`: the clocks of processes and where they stood when these were read; None if one is unknown."""
+        found: list[tuple[int, int]] = []
+        for pid in pids:
+            kept = self._kept.get(pid)
+            if kept is None or kept.ran_ns is None:
+                return None
+            found.append((_clock_of(pid), kept.ran_ns))
+        return found
+
     def stat_once(self, pid: int) -> Seen | None:
         """As `stat`, without keeping anything open."""
         return _parse(_read(f"{self._proc}/{pid}/stat"))
@@ -189,10 +200,25 @@ def _is_own(proc: str) -> bool:
         return False
 
 
+def rest(clocks: list[tuple[int, int]]) -> bool:
+    """Whether none of these processes has run, or ended, since it was read."""
+    try:
+        for clock, ran_ns in clocks:
+            if _clock_ns(clock) != ran_ns:
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def _clock_of(pid: int) -> int:
+    return ~pid << 3 | _SCHEDULED
+
+
 def _ran_ns(pid: int) -> int | None:
     """What a process ever ran, without its children; None where there is none of this number."""
     try:
-        return time.clock_gettime_ns(~pid << 3 | _SCHEDULED)
+        return _clock_ns(_clock_of(pid))
     except OSError:
         return None
 

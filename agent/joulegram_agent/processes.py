@@ -20,10 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from joulegram_agent.cpu import JIFFY_NS
-from joulegram_agent.process_files import ProcessFiles
+from joulegram_agent.process_files import ProcessFiles, rest
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
     from joulegram_agent.process_files import Seen
+
+    Cells = dict[tuple[int, str | None], int]
+    """Jiffies by root and container."""
 
 
 class ProcessTrees:
@@ -44,6 +49,9 @@ class ProcessTrees:
         self._were_members: set[int] = set()
         self._ended: dict[int, int] = {}
         self._ended_before: dict[int, int] = {}
+        self._clocks: list[tuple[int, int]] | None = None
+        self._is_settled = False
+        self._has_spared = False
 
     @property
     def roots(self) -> frozenset[int]:
@@ -52,13 +60,23 @@ class ProcessTrees:
 
     def name(self, pid: int) -> bool:
         """Count this process and its descendants from now on; False if there is no such process."""
-        seen = self._files.stat(pid)
-        if seen is None:
-            return False
-        if self._roots.get(pid) != seen.started:
-            self._roots[pid] = seen.started
-            self._look(new_root=pid)
-        return True
+        return bool(self.name_all([pid]))
+
+    def name_all(self, pids: Iterable[int]) -> list[int]:
+        """As `name`, of several at the price of one look; those that exist."""
+        found: list[int] = []
+        new: set[int] = set()
+        for pid in pids:
+            seen = self._files.stat(pid)
+            if seen is not None:
+                found.append(pid)
+                if self._roots.get(pid) != seen.started:
+                    self._roots[pid] = seen.started
+                    new.add(pid)
+        if new:
+            self._look(new)
+            self._stir()
+        return found
 
     def root_of(self, pid: int) -> int | None:
         """The named process to whose tree this one belongs, or did until at most two looks ago; else None.
@@ -78,6 +96,7 @@ class ProcessTrees:
             if seen.root == pid:
                 seen.root = None
                 self._were_members.add(member)
+        self._stir()
         if not self._roots:
             self._seen.clear()
             self._files.close()
@@ -93,20 +112,57 @@ class ProcessTrees:
             self._ended_before, self._ended = self._ended, {}
         if not self._roots:
             return {}
-        if not look and all(self._files.rests(pid) for pid, seen in self._seen.items() if seen.root is not None):
+        if self._rest(look=look):
+            self._has_spared = self._has_spared or look
             return dict.fromkeys(self._roots, 0)
+        self._stir()
+        spent = None if look else self._sample()
+        return self._read(look=look) if spent is None else spent
+
+    def _rest(self, *, look: bool) -> bool:
+        """Whether no process of a tree has run since it was last read: then none has spent, ended or been started.
+
+        For a look it must also be so that none has run since the look before, at which their children were listed: who
+        has not run has started none, and an orphan comes to nobody but from a process of the same tree that ended.
+        """
+        if look and not self._is_settled:
+            return False
+        if self._clocks is None:
+            self._clocks = self._files.clocks(pid for pid, seen in self._seen.items() if seen.root is not None)
+        return self._clocks is not None and rest(self._clocks)
+
+    def _stir(self) -> None:
+        """What was known of processes that rest is so no longer."""
+        self._clocks = None
+        self._is_settled = False
+
+    def _sample(self) -> dict[int, int] | None:
+        """`read` without a look, of those that ran; None where one of them ended, which concerns others as well."""
+        ran: list[tuple[int, Seen, Seen]] = []
+        for pid, was in self._seen.items():
+            if was.root is None or self._files.rests(pid):
+                continue
+            now = self._files.stat(pid)
+            if now is None or now.started != was.started:
+                return None
+            ran.append((pid, was, now))
+        cells: Cells = {}
+        for pid, was, now in ran:
+            now.root, now.container = was.root, was.container
+            if self._has_spared and self._tells_containers:
+                now.container = self._files.container(pid)  # it may have been moved while it rested
+            self._count(pid, was, now, cells)
+            self._seen[pid] = now
+        return self._spent(cells)
+
+    def _read(self, *, look: bool) -> dict[int, int]:
+        """`read`, of every process."""
         before = self._seen
         members = self._members() if look else self._known()
-        cells: dict[tuple[int, str | None], int] = {}
+        cells: Cells = {}
         for pid, now in members.items():
             was = before.get(pid)
-            known = was.jiffies if was is not None and was.started == now.started else 0
-            if now.root == pid:
-                own = was.own_jiffies if was is not None and was.started == now.started else 0
-                self._own_ns[pid] = self._own_ns.get(pid, 0) + (now.own_jiffies - own) * JIFFY_NS
-            if now.root is not None:
-                cell = (now.root, now.container)
-                cells[cell] = cells.get(cell, 0) + now.jiffies - known
+            self._count(pid, was if was is not None and was.started == now.started else None, now, cells)
         left: dict[int, Seen] = {}
         for pid, was in before.items():
             now_member = members.get(pid)
@@ -125,7 +181,24 @@ class ProcessTrees:
                     cells[cell] = cells.get(cell, 0) - was.jiffies
         self._seen = members | left
         self._files.keep_only(self._seen)
+        self._is_settled = look
+        self._has_spared = self._has_spared and not look
+        return self._spent(cells)
+
+    def _count(self, pid: int, was: Seen | None, now: Seen, cells: Cells) -> None:
+        """Add what a process spent since it was `was`, or ever."""
+        if now.root == pid:
+            own = 0 if was is None else was.own_jiffies
+            self._own_ns[pid] = self._own_ns.get(pid, 0) + (now.own_jiffies - own) * JIFFY_NS
+        if now.root is not None:
+            cell = (now.root, now.container)
+            cells[cell] = cells.get(cell, 0) + now.jiffies - (0 if was is None else was.jiffies)
+
+    def _spent(self, cells: Cells) -> dict[int, int]:
+        """Nanoseconds by root, from the sums of a read."""
         spent = dict.fromkeys(self._roots, 0)
+        for root in spent:
+            self._own_ns.setdefault(root, 0)
         for (root, container), jiffies in cells.items():
             nanos = max(0, jiffies) * JIFFY_NS
             spent[root] += nanos
@@ -170,10 +243,10 @@ class ProcessTrees:
                 now = self._files.stat(pid, fresh=True)
                 seen.parent = seen.parent if now is None else now.parent
 
-    def _look(self, new_root: int) -> None:
-        """Take a newly named tree's counts as they stand, so that its past is not counted."""
+    def _look(self, new_roots: Container[int | None]) -> None:
+        """Take the counts of newly named trees as they stand, so that their past is not counted."""
         for pid, now in self._members().items():
-            if now.root == new_root:
+            if now.root in new_roots:
                 was = self._seen.get(pid)
                 if was is None or was.started != now.started or was.root is None:
                     self._seen[pid] = now

@@ -1,18 +1,14 @@
-"""Which source measures: counters if there are any, else the model; always with the reason (S0-20)."""
+"""Which source measures: counters if there are any, else the model; always with the reason (S0-20).
+
+Invariants:
+    * a source is imported where it is tried: the others are not in the agent's memory.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from joulegram_agent.beside import with_gpus
-from joulegram_agent.hwmon_energy import HwmonReader
-from joulegram_agent.model import ModelReader
-from joulegram_agent.msr import MsrReader
-from joulegram_agent.nvml import NvmlReader
-from joulegram_agent.nvml_library import LIBRARY
-from joulegram_agent.perf import PerfReader
-from joulegram_agent.powercap import PowercapReader
 from joulegram_agent.reader import NoEnergyReader, Reader
 from joulegram_pipeline.energy import Method
 from joulegram_pipeline.errors import ConfigError
@@ -35,7 +31,7 @@ def open_reader(
     watts_idle: float | None = None,
     watts_max: float | None = None,
     clock: Clock | None = None,
-    nvml_library: str = LIBRARY,
+    nvml_library: str | None = None,
 ) -> Reader:
     """Open the source asked for; missing hardware is a reason, never an error.
 
@@ -49,7 +45,7 @@ def open_reader(
         watts_idle: for the model, watts of an idle logical CPU; by default the table's (`model_table`).
         watts_max: for the model, watts of a busy logical CPU; likewise.
         clock: for the model, and for boards whose power is added up.
-        nvml_library: the NVIDIA library's name or path.
+        nvml_library: the NVIDIA library's name or path; None is the driver's own.
 
     Raises:
         ConfigError: a source that is none of `SOURCES`, or watts the model refuses.
@@ -59,7 +55,10 @@ def open_reader(
     if source == "none":
         return NoEnergyReader("disabled")
     if source == "nvml":
-        boards = NvmlReader(nvml_library, clock)
+        from joulegram_agent.nvml import NvmlReader
+        from joulegram_agent.nvml_library import LIBRARY
+
+        boards = NvmlReader(nvml_library or LIBRARY, clock)
         if boards.domains():
             return boards
         boards.close()
@@ -70,21 +69,38 @@ def open_reader(
             continue
         reader = _open_counters(name, sysfs_root, proc_root, dev_root, "; ".join(reasons) or None)
         if reader.method is Method.MEASURED:
-            return with_gpus(reader, nvml_library, clock) if source == "auto" else reader
+            return _with_gpus(reader, nvml_library, clock) if source == "auto" else reader
         reasons.append(reader.reason or name)
         reader.close()
     reason = "; ".join(reasons) or None
     if source in COUNTERS:
         return NoEnergyReader(reason or source)
+    from joulegram_agent.model import ModelReader
+
     model = ModelReader(proc_root, sysfs_root, reason, watts_idle=watts_idle, watts_max=watts_max, clock=clock)
-    return with_gpus(model, nvml_library, clock) if source == "auto" else model
+    return _with_gpus(model, nvml_library, clock) if source == "auto" else model
+
+
+def _with_gpus(reader: Reader, library: str | None, clock: Clock | None) -> Reader:
+    from joulegram_agent.beside import with_gpus
+    from joulegram_agent.nvml_library import LIBRARY
+
+    return with_gpus(reader, library or LIBRARY, clock)
 
 
 def _open_counters(name: str, sysfs_root: Path, proc_root: Path, dev_root: Path, instead_of: str | None) -> Reader:
     if name == "msr":
+        from joulegram_agent.msr import MsrReader
+
         return MsrReader(dev_root, sysfs_root, proc_root, instead_of=instead_of)
     if name == "perf":
+        from joulegram_agent.perf import PerfReader
+
         return PerfReader(sysfs_root, proc_root, instead_of=instead_of)
     if name == "hwmon":
+        from joulegram_agent.hwmon_energy import HwmonReader
+
         return HwmonReader(sysfs_root, instead_of=instead_of)
+    from joulegram_agent.powercap import PowercapReader
+
     return PowercapReader(sysfs_root)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joulegram_agent.main import Outside, run_agent
+from joulegram_agent.pace import PacedLoop
 from joulegram_pipeline.errors import ConfigError, JoulegramError
 from joulegram_pipeline.logs import set_up_logging
 
@@ -82,7 +83,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     set_up_logging()
     try:
-        asyncio.run(_run(_parse(arguments)))
+        with asyncio.Runner(loop_factory=PacedLoop) as runner:
+            runner.run(_run(_parse(arguments)))
     except JoulegramError as error:
         sys.stderr.write("".join(f"joulegram: {line}\n" for line in str(error).splitlines()))
         return USAGE if isinstance(error, ConfigError) else FAILED

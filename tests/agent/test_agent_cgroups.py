@@ -220,9 +220,11 @@ def test_more_cgroups_than_are_read_stay_with_those_above(tmp_path: Path, monkey
     tree.create(in_pod(0))
     tree.create("late")
     cgroups = opened(tree)
+    assert cgroups.tally == {"read": 1 + 5, "failed": 0, "left_out": 0}
     tree.create(in_pod(1))
     tree.spend(in_pod(1), 50 * MS)
     assert cgroups.window({}) == {POD_KEY: 50 * MS}
+    assert cgroups.tally == {"read": 1 + 5, "failed": 0, "left_out": 1}
     tree.remove("late")
     assert cgroups.window({}) == {}
     tree.spend(POD, MS)
@@ -346,3 +348,17 @@ def test_this_machines_own_tree() -> None:
         parent = str(Path(path).parent)
         if parent != "/":  # v2's root is counted by ticks, the others by the scheduler
             assert used_ns <= counters[parent], path
+
+
+def test_cgroup_that_cannot_be_read_is_told_of(tree: CgroupTree) -> None:
+    """D-10: what it spends is its parent's; that it was not read is said, until it is read again."""
+    cgroups = opened(tree)
+    there = cgroups.tally["read"]
+    count = next((tree.base / in_docker(2)).glob("cpu*"))
+    was = count.read_bytes()
+    count.write_bytes(b"")
+    cgroups.window({})
+    assert cgroups.tally == {"read": there - 1, "failed": 1, "left_out": 0}
+    count.write_bytes(was)
+    cgroups.window({})
+    assert cgroups.tally == {"read": there, "failed": 0, "left_out": 0}

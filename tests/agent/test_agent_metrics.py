@@ -8,13 +8,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+from joulegram_agent.cgroups import Cgroups
 from joulegram_agent.exposition import Sample, counter
+from joulegram_agent.main import OTLP_INTERVAL_S
 from joulegram_agent.metrics import STALE_S
 from joulegram_agent.otlp_export import OtlpExport
 from joulegram_agent.otlp_export_http import target_of
 from joulegram_agent.otlp_export_payload import EnergySeries
 from joulegram_agent.peers import Peer
 from simulators.agent_node import J, S, converse, request
+from simulators.cgroupfs import CgroupTree, in_docker
 from simulators.scrape import HEALTH, METRICS, get, scraped, values
 
 PAGE = Path(__file__).parents[2] / "docs" / "agent.md"
@@ -100,6 +103,25 @@ def test_strangers_are_counted_by_uid(tmp_path: Path) -> None:
     assert not any("4243" in name for name in found)
 
 
+def test_cgroups_that_are_not_read_are_told_of(tmp_path: Path) -> None:
+    """D-10: how many are read, could not be, and are beyond what is read; nothing where there are none to read."""
+    tree = CgroupTree(tmp_path / "cgroup")
+    tree.create(in_docker(2))
+    tree.create("system.slice/cron.service")
+    (tree.base / "system.slice/cron.service" / "cpu.stat").write_text("")
+
+    async def body(name: str, cgroups: Cgroups) -> dict[str, float]:
+        async with scraped(tmp_path / name) as (node, _, listener):
+            cgroups.open()
+            node.agent.sampler.cgroups = cgroups
+            page = values((await get(listener, METRICS))[2])
+            return {key.partition("=")[2]: value for key, value in page.items() if "agent_cgroups" in key}
+
+    told = asyncio.run(body("with", Cgroups(tree.root)))
+    assert told == {"read": len(tree.used_ns) - 1, "failed": 1, "left_out": 0}
+    assert asyncio.run(body("without", Cgroups(tmp_path / "none"))) == {}
+
+
 def test_others_may_add_families(tmp_path: Path) -> None:
     """The seam for what is counted elsewhere: called at each scrape."""
 
@@ -117,7 +139,7 @@ def test_every_metric_stands_in_the_table(tmp_path: Path) -> None:
     async def body() -> dict[str, tuple[str, tuple[str, ...]]]:
         async with scraped(tmp_path) as (node, metrics, _):
             target = target_of("x", "http://127.0.0.1:9")
-            export = OtlpExport(EnergySeries(node.agent.sampler, "h", "1"), target)
+            export = OtlpExport(EnergySeries(node.agent.sampler, "h", "1"), target, OTLP_INTERVAL_S)
             metrics.more.append(export.families)
             return {family.name: (family.kind, family.labels) for family in metrics.families()}
 

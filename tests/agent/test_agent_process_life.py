@@ -206,6 +206,142 @@ def test_child_that_gets_another_parent_while_asleep_is_taken_off_who_waits_for_
     assert trees.read(look=False) == {10: 0}
 
 
+class Clocks:
+    """The CPU clocks of a simulated tree's processes, which move only when told; reads of their files are counted."""
+
+    def __init__(self, proc: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
+        (proc.root / "self").symlink_to(str(os.getpid()))
+        self.proc = proc
+        self.ran_ns: dict[int, int] = {}
+        self.reads: list[str] = []
+        real = KeptFiles.read
+
+        def read(kept: KeptFiles, path: str) -> bytes:
+            self.reads.append(path)
+            return real(kept, path)
+
+        monkeypatch.setattr(KeptFiles, "read", read)
+        monkeypatch.setattr(process_files, "_clock_ns", self._clock_ns)
+
+    def _clock_ns(self, clock: int) -> int:
+        pid = ~(clock >> 3)
+        if pid not in self.ran_ns:
+            raise OSError(f"no process {pid}")
+        return self.ran_ns[pid]
+
+    def start(self, pid: int, parent: int = 1) -> None:
+        self.ran_ns[pid] = 0
+        self.proc.start(pid, parent=parent)
+
+    def work(self, pid: int, jiffies: int) -> None:
+        self.ran_ns[pid] += jiffies * JIFFY_NS
+        self.proc.work(pid, jiffies)
+
+    def read_since(self) -> list[str]:
+        """What was read since this was last asked."""
+        reads, self.reads = self.reads, []
+        return reads
+
+
+def test_trees_that_rest_cost_no_file_not_even_at_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has not run has started nobody, and has not ended: its children are as they were."""
+    proc = FakeProc(tmp_path / "proc", children_lists=True)
+    clocks, tree = Clocks(proc, monkeypatch), CgroupTree(tmp_path / "cgroup")
+    for pid, parent in ((10, 1), (11, 10), (20, 1)):
+        clocks.start(pid, parent)
+        tree.place(proc, pid, in_docker(2))
+    trees = ProcessTrees(proc.root, tells_containers=True)
+    trees.name(10)
+    trees.name(20)
+    trees.read()
+    clocks.read_since()
+    assert [trees.read(look=look) for look in (False, True, True, False)] == [{10: 0, 20: 0}] * 4
+    assert clocks.read_since() == []
+    trees.take_own()
+    clocks.work(11, 3)
+    assert trees.read(look=False) == {10: 3 * JIFFY_NS, 20: 0}
+    assert trees.take_own() == {10: 0, 20: 0}
+    # One ran: of that one the file is read, and at the look the trees are gone through.
+    assert {Path(path).parts[-2] for path in clocks.read_since()} == {"11"}
+    clocks.start(12, parent=20)
+    clocks.work(12, 2)
+    assert trees.read() == {10: 0, 20: 2 * JIFFY_NS}
+
+
+def test_child_of_one_that_ran_between_looks_is_found_at_the_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent rests again by then."""
+    proc = FakeProc(tmp_path, children_lists=True)
+    clocks = Clocks(proc, monkeypatch)
+    clocks.start(10)
+    trees = ProcessTrees(proc.root)
+    trees.name(10)
+    trees.read()
+    trees.read()
+    clocks.ran_ns[10] += 1
+    clocks.start(11, parent=10)
+    assert trees.read(look=False) == {10: 0}
+    clocks.work(11, 4)
+    assert trees.read() == {10: 4 * JIFFY_NS}
+    assert trees.take_own() == {10: 0}
+
+
+def test_process_that_ends_at_rest_is_missed_from_its_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped process is killed: its number has no clock any more. Its root is gone from the next read on."""
+    proc = FakeProc(tmp_path, children_lists=True)
+    clocks = Clocks(proc, monkeypatch)
+    clocks.start(10)
+    clocks.start(20)
+    trees = ProcessTrees(proc.root)
+    trees.name(10)
+    trees.name(20)
+    trees.read()
+    proc.end(10)
+    del clocks.ran_ns[10]
+    assert trees.read(look=False) == {20: 0}
+    assert trees.roots == {20}
+
+
+def test_process_that_moves_while_it_rests_is_in_its_new_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that had nothing to look for is made up for when the process runs."""
+    proc, tree = FakeProc(tmp_path / "proc", children_lists=True), CgroupTree(tmp_path / "cgroup")
+    clocks = Clocks(proc, monkeypatch)
+    clocks.start(10)
+    tree.place(proc, 10, in_docker(1))
+    trees = ProcessTrees(proc.root, tells_containers=True)
+    trees.name(10)
+    trees.read()
+    trees.take_contained()
+    tree.place(proc, 10, in_docker(2))
+    trees.read()
+    clocks.work(10, 5)
+    trees.read(look=False)
+    assert trees.take_contained() == {f"container/{IDS[2]}": 5 * JIFFY_NS}
+
+
+def test_named_anew_while_all_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that gets a name of its own, and loses it, is in the right tree from then on."""
+    proc = FakeProc(tmp_path, children_lists=True)
+    clocks = Clocks(proc, monkeypatch)
+    clocks.start(10)
+    clocks.start(11, parent=10)
+    trees = ProcessTrees(proc.root)
+    trees.name(10)
+    trees.read()
+    trees.name(11)
+    assert trees.read() == {10: 0, 11: 0}
+    clocks.work(11, 2)
+    assert trees.read(look=False) == {10: 0, 11: 2 * JIFFY_NS}
+    trees.read()
+    trees.forget(11)
+    trees.read()
+    clocks.work(11, 3)
+    assert trees.read() == {10: 3 * JIFFY_NS}
+
+
 def test_more_children_than_a_page_of_the_kernels_list(tmp_path: Path) -> None:
     """The kernel gives its list a page at a time; 2 000 real children would be 14 kB, here a file of that size."""
     proc = FakeProc(tmp_path, children_lists=True)

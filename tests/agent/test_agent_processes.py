@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from joulegram_agent.cpu import JIFFY_NS
+from joulegram_agent.process_files import ProcessFiles, Seen
 from joulegram_agent.processes import ProcessTrees
 from simulators.procfs import FakeProc
 
@@ -229,3 +230,29 @@ def test_real_subprocess_is_counted_with_its_child() -> None:
         child.stdin.write("\n")
     assert 180_000_000 <= spent <= elapsed * (os.cpu_count() or 1)
     assert trees.read() == {}
+
+
+@pytest.mark.parametrize("number", [10, 100])
+def test_naming_many_at_once_goes_through_the_trees_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Each process is looked at so many times as it is when one is named, however many are."""
+    proc = FakeProc(tmp_path, children_lists=True)
+    pids = range(10, 10 + number)
+    for pid in pids:
+        proc.start(pid, own=7)
+    proc.start(5_000, parent=10, own=7)
+    asked: list[int] = []
+    real = ProcessFiles.stat
+
+    def stat(files: ProcessFiles, pid: int, *, fresh: bool = False) -> Seen | None:
+        asked.append(pid)
+        return real(files, pid, fresh=fresh)
+
+    monkeypatch.setattr(ProcessFiles, "stat", stat)
+    trees = ProcessTrees(tmp_path)
+    assert trees.name_all([4_242, *pids]) == list(pids)
+    assert len(asked) == 1 + 2 * number + 1
+    proc.work(5_000, 3)
+    assert trees.read() == dict.fromkeys(pids, 0) | {10: 3 * JIFFY_NS}
+    trees.close()

@@ -255,7 +255,7 @@ def test_cpu_time_of_machine_and_processes(tmp_path: Path) -> None:
 def test_unknown_cpu_time_is_absent(tmp_path: Path) -> None:
     """D-10: CPU time that cannot be read is absent, in this window and the next, not 0."""
     node = make_node(tmp_path)
-    (node.proc.root / "stat").unlink()
+    (node.proc.root / "stat").write_text("")
     assert node.run(1)[0].cpu_busy_ns is None
     node.proc.write_stat()
     assert [tick.cpu_busy_ns for tick in node.run(2)] == [None, 0]

@@ -97,7 +97,7 @@ def test_readings_are_joined_and_all_are_closed(tmp_path: Path) -> None:
     reading = both.read()
     assert set(reading.counters_uj) == {"model/cpu", "y"}
     assert set(reading.static_uj) == {"model/cpu"}
-    (tmp_path / "proc" / "stat").unlink()
+    (tmp_path / "proc" / "stat").write_text("")
     assert [gap.domain for gap in both.read().gaps] == ["model/cpu"]
     both.close()
     assert fixed.closed == 1

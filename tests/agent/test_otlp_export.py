@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from joulegram_agent.main import OTLP_INTERVAL_S
 from joulegram_agent.otlp_export import MAX_BACKOFF_S, OtlpExport
 from joulegram_agent.otlp_export_http import MAX_BODY_BYTES, Target, post, target_of
 from joulegram_agent.otlp_export_payload import EnergySeries
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 def export_of(node: Node, port: int, **options: Any) -> OtlpExport:
+    options.setdefault("interval_s", OTLP_INTERVAL_S)
     return OtlpExport(EnergySeries(node.agent.sampler, "h", "1"), target_of("x", f"http://127.0.0.1:{port}"), **options)
 
 
@@ -226,7 +228,7 @@ def test_tls_with_the_machines_authorities(tmp_path: Path, monkeypatch: pytest.M
     async def body(port: int) -> dict[str, int]:
         node.run(1)
         series = EnergySeries(node.agent.sampler, "h", "1")
-        export = OtlpExport(series, target_of("x", f"https://127.0.0.1:{port}"))
+        export = OtlpExport(series, target_of("x", f"https://127.0.0.1:{port}"), OTLP_INTERVAL_S)
         await export.export()
         return dict(export.outcomes)
 

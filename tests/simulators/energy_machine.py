@@ -6,7 +6,7 @@ import errno
 from functools import partial
 from typing import TYPE_CHECKING
 
-from joulegram_agent import sources
+from joulegram_agent import msr, perf, powercap
 from joulegram_agent.msr import MsrReader
 from joulegram_agent.perf import PerfReader
 from joulegram_agent.powercap import PowercapReader
@@ -42,9 +42,8 @@ class Machine:
         # Drivers that read the same registers: each package twice as far, as the driver began to count elsewhere.
         self.chips = SensorTree(root / "sys")
         self.driver = self.chips.amd_energy(2, *(10**9 * (2 * number + 1) for number in range(packages)))
-        perf = partial(PerfReader, open_counter=self.pmu.open_counter)
-        monkeypatch.setattr(sources, "MsrReader", partial(MsrReader, open_msr=self.registers.open_msr))
-        monkeypatch.setattr(sources, "PerfReader", perf)
+        monkeypatch.setattr(msr, "MsrReader", partial(MsrReader, open_msr=self.registers.open_msr))
+        monkeypatch.setattr(perf, "PerfReader", partial(PerfReader, open_counter=self.pmu.open_counter))
 
     def open(self, source: str = "auto", nvml_library: str = NO_LIBRARY) -> Reader:
         return open_reader(
@@ -69,7 +68,7 @@ class Machine:
         def refuse(path: Path) -> Counter:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-        self.monkeypatch.setattr(sources, "PowercapReader", partial(PowercapReader, open_counter=refuse))
+        self.monkeypatch.setattr(powercap, "PowercapReader", partial(PowercapReader, open_counter=refuse))
         return self
 
     def without_hwmon(self) -> Machine:
