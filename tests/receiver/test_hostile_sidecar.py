@@ -300,21 +300,24 @@ def streams(count: int) -> Iterator[bytes]:
 
 
 def test_rapid_reset(target: Target, before_mib: int) -> None:
-    """CVE-2023-44487, forty thousand calls over four connections: each is told to calm down and closed."""
+    """CVE-2023-44487, calls that are begun and given up, on four connections: each is told to calm down and closed.
+
+    One at a time: what is too many a second is counted for each, and a slow machine handles fewer of all together.
+    """
     port = int(target.target.rpartition(":")[2])
-    with ThreadPoolExecutor(4) as pool, contextlib.ExitStack() as stack:
-        attackers = [stack.enter_context(target.connect(port)) for _ in range(4)]
-        under_way = [pool.submit(flood, connection, PREFACE, streams(10_000)) for connection in attackers]
-        assert target.export(one_span("beside the resets")) == b""
-        assert target.post(one_span("beside the resets")).status == 200
-        for each in under_way:
-            said, sent = each.result()
-            assert said[3:5] == bytes((_SETTINGS, 0))
-            assert sent > 1000
-        for connection, each in zip(attackers, under_way, strict=True):
-            said = each.result()[0] + until(connection)
-            assert CALM + b"got more than" in said
-            assert said.count(CALM) == 1
+    with ThreadPoolExecutor(1) as pool:
+        for number in range(4):
+            with target.connect(port) as connection:
+                under_way = pool.submit(flood, connection, PREFACE, streams(40_000))
+                if not number:
+                    assert target.export(one_span("beside the resets")) == b""
+                    assert target.post(one_span("beside the resets")).status == 200
+                said, sent = under_way.result()
+                assert said[3:5] == bytes((_SETTINGS, 0))
+                assert sent > 1000
+                said += until(connection)
+                assert CALM + b"got more than" in said
+                assert said.count(CALM) == 1
     target.is_well(before_mib)
 
 
