@@ -24,6 +24,15 @@ class RecordKind(IntEnum):
 Metadata = tuple[tuple[str, str], ...]
 """Request headers that the configuration lists, as (lower-case name, value); they travel with the request upstream."""
 
+AFAR: tuple[str, str] = (":sender", "afar")
+"""Beside a request's headers in the log: it came from another address than this machine's. No header can be called so,
+and it is not sent on."""
+
+
+def without_afar(metadata: Metadata) -> Metadata:
+    """What of a record's metadata travels upstream."""
+    return tuple(pair for pair in metadata if pair != AFAR) if AFAR in metadata else metadata
+
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:

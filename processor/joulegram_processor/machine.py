@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from joulegram_pipeline.energy import TickBatch
 from joulegram_pipeline.errors import AgentError, DocumentError, WireError
-from joulegram_pipeline.records import Outgoing, RecordKind
+from joulegram_pipeline.records import Outgoing, RecordKind, without_afar
 from joulegram_processor.attribution import add_up, attribute
 from joulegram_processor.claims import Claims
 from joulegram_processor.energy_store import EnergyStore
@@ -167,7 +167,7 @@ class Machine:
     def _pass_on(self, record: LogRecord) -> Outputs:
         out = Outputs()
         if self._settings.forwarding:
-            out.forward.append(Outgoing(self._next(), record.kind, record.payload, record.metadata))
+            out.forward.append(Outgoing(self._next(), record.kind, record.payload, without_afar(record.metadata)))
         return out
 
     def _traces_in(self, record: LogRecord) -> Iterator[Outputs]:
@@ -395,7 +395,7 @@ class Machine:
             # It parsed, so it is a request; one we cannot find our way in travels on as it came.
             self._metrics.invalid_spans.labels("encoding").inc(batch.total)
             sent = payload
-        out.forward.append(Outgoing(self._next(), RecordKind.TRACES, sent, record.metadata))
+        out.forward.append(Outgoing(self._next(), RecordKind.TRACES, sent, without_afar(record.metadata)))
 
     @staticmethod
     def _editor(batch: Batch, payload: bytes, rows: dict[int, int]) -> Callable[[int, SpanAt], bytes | None]:

@@ -8,6 +8,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from joulegram_pipeline.errors import IdentifierError, WireError
 from joulegram_pipeline.ids import check_run_id
+from joulegram_pipeline.records import AFAR
 from joulegram_pipeline.span_rows import (
     END,
     NAME,
@@ -24,7 +25,7 @@ from joulegram_pipeline.span_rows import (
 )
 from joulegram_pipeline.units import UJ_PER_J
 from joulegram_processor import native
-from joulegram_processor.scopes import key_of
+from joulegram_processor.scopes import HOST, key_of
 from joulegram_processor.wire import first_span_offset
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ class SpanReader:
         batch.total, batch.rows, batch.indices = found.total, found.rows, found.indices
         batch.runs, batch.pids, batch.extras = found.runs, found.pids, found.extras
         batch.links, batch.roots, batch.spent = found.links, found.roots, found.spent
+        if AFAR in record.metadata:  # the number of a process of some other kernel
+            batch.pids = [HOST if isinstance(pid, int) else pid for pid in batch.pids]
         # Columns are taken while the rows are still in the cache: a second and fifty thousand spans later they are not.
         batch.keys = [row[TRACE] + row[SPAN] for row in batch.rows]
         batch.parents = [row[PARENT] and row[TRACE] + row[PARENT] for row in batch.rows]

@@ -62,7 +62,7 @@ class GrpcReceiver(GrpcServer):
 
 def _export(intake: Intake, signal: Signal) -> Unary:
     async def answer(request: bytes, head: Head, hold: Hold) -> bytes:
-        metadata = intake.metadata_of(head.fields) if intake.metadata_keys else ()
+        metadata = intake.metadata_of(head.fields, afar=head.afar)
         return await intake.take_held(signal, request, metadata, hold)
 
     def refused(error: JoulegramError) -> None:

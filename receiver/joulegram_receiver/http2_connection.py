@@ -37,8 +37,10 @@ from joulegram_pipeline.http2_frames import (
 from joulegram_receiver.http2_head import TOO_LARGE, HeadReader, check_trailers
 from joulegram_receiver.http2_stream import Stream
 from joulegram_receiver.http2_wire import Http2Wire
+from joulegram_receiver.senders import came_from_afar
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from joulegram_receiver.http2_head import Head
@@ -93,6 +95,10 @@ class Http2Connection(Http2Wire):
             Setting.MAX_HEADER_LIST_SIZE: self._limits.max_head_bytes,
         }
         self.send(settings(said) + window_update(0, CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._heads.afar = came_from_afar(transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
+        super().connection_made(transport)
 
     # -- for streams and the server ------------------------------------------------------------------------------
 

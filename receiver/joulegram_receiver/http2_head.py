@@ -7,7 +7,7 @@ keep, so a block is remembered only if decoding it left the table as it was, and
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from joulegram_pipeline.http2_fields import MAX_BLOCK_BYTES, field_decoder, fields_of
@@ -40,6 +40,7 @@ class Head:
         size_bytes: of all, as RFC 9113 section 6.5.2 counts it.
         body_bytes: what ``content-length`` says the body has; None where it says nothing.
         fault: how it breaks RFC 9113 section 8; None where it does not.
+        afar: whether it came from another address than this machine's (senders.py).
     """
 
     method: bytes
@@ -48,6 +49,7 @@ class Head:
     size_bytes: int
     body_bytes: int | None = None
     fault: str | None = None
+    afar: bool = False
 
     def get(self, name: bytes) -> bytes:
         """The first value of a field; empty where there is none."""
@@ -62,6 +64,8 @@ class HeadReader:
     """Reads the header blocks of one connection, in their order."""
 
     def __init__(self) -> None:
+        self.afar = False
+        """Of the connection; set before the first is read."""
         self._decoder = field_decoder()
         self._known: dict[bytes, Head] = {}
 
@@ -76,6 +80,8 @@ class HeadReader:
             return known
         before = self._table()
         head = _checked(fields_of(self._decoder, block))
+        if self.afar:
+            head = replace(head, afar=True)
         if not _same(before, self._table()):
             self._known.clear()
         elif len(block) <= _REMEMBERED_BYTES and head.size_bytes <= _REMEMBERED_SIZE_BYTES:

@@ -14,6 +14,7 @@ from joulegram_receiver.http_body import decoder_for, read_body
 from joulegram_receiver.http_status import Encoding, answer_encoding, encoding_of, http_status, status_body
 from joulegram_receiver.intake_refusals import SenderGoneError, TooLargeError
 from joulegram_receiver.otlp_json import from_otlp_json, to_otlp_json
+from joulegram_receiver.senders import came_from_afar
 from joulegram_receiver.signals import BY_PATH
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class OtlpApp:
             return
         try:
             encoding = encoding_of(_header(headers, b"content-type"))
-            response = await self._take(signal, encoding, headers, receive)
+            afar = came_from_afar(scope.get("client"), scope.get("server"))
+            response = await self._take(signal, encoding, headers, receive, afar=afar)
         except JoulegramError as error:
             self._intake.count_refusal(signal, error)
             if not isinstance(error, SenderGoneError):
@@ -72,11 +74,11 @@ class OtlpApp:
         else:
             await _send(send, headers, 200, [encoding.header], response)
 
-    async def _take(self, signal: Signal, encoding: Encoding, headers: Headers, receive: Any) -> bytes:
+    async def _take(self, signal: Signal, encoding: Encoding, headers: Headers, receive: Any, *, afar: bool) -> bytes:
         """Read, take, and encode the answer."""
         intake = self._intake
         decoder = decoder_for(_header(headers, b"content-encoding"))
-        metadata = intake.metadata_of(headers)
+        metadata = intake.metadata_of(headers, afar=afar)
         max_bytes = intake.max_request_bytes
         announced = _header(headers, b"content-length")
         if announced and int(announced) > max_bytes:  # the parser of HTTP saw to it that it is a number

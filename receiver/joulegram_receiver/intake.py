@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from joulegram_pipeline.errors import BusyError, ConfigError, RetryableError, WireError
+from joulegram_pipeline.records import AFAR
 from joulegram_pipeline.span_rows import scope_rows
 from joulegram_receiver.admission import Admission
 from joulegram_receiver.checks import broken_rows, explain
@@ -153,8 +154,12 @@ class Intake:
         encoded: bytes = response.SerializeToString()
         return encoded
 
-    def metadata_of(self, headers: Iterable[tuple[Any, Any]]) -> Metadata:
+    def metadata_of(self, headers: Iterable[tuple[Any, Any]], *, afar: bool = False) -> Metadata:
         """The headers that travel with a request, sorted; names and values come as str or bytes.
+
+        Args:
+            headers: of the request.
+            afar: it came from another address than this machine's: `AFAR` goes along.
 
         Raises:
             WireError: a value is not printable ASCII, so it cannot travel on every transport.
@@ -162,7 +167,7 @@ class Intake:
         """
         keys = self.metadata_keys
         if not keys:
-            return ()
+            return (AFAR,) if afar else ()
         found: list[tuple[str, str]] = []
         size = 0
         for name, value in headers:
@@ -176,7 +181,7 @@ class Intake:
             found.append((key, text))
         if size > MAX_METADATA_BYTES:
             raise TooLargeError(f"headers to take along: got {size} bytes, expected at most {MAX_METADATA_BYTES}")
-        return tuple(sorted(found))
+        return ((AFAR,) if afar else ()) + tuple(sorted(found))
 
     def count_refusal(self, signal: Signal, error: JoulegramError) -> None:
         """Count a request that was not taken; for the transport that says so to its sender."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from joulegram_pipeline.records import AFAR
 from joulegram_schemas import validate
 from simulators.machine_node import OF_RUN, Node
 from simulators.traces import T0, S, span
@@ -70,3 +72,29 @@ def test_containers_beside_each_other_take_nothing_from_one_another() -> None:
         node.log.traces(span(number + 1, T0, T0 + S, name="etl.job"), resource=resource)
     node.tick(1, **TICK | {"processes": {}})
     assert [line["energy"]["cpu_uj"] for line in node.lines] == [200, 100, 700]
+
+
+AFAR_KEYS: dict[str, tuple[dict[str, Any], dict[str, Any], str, int]] = {
+    "its process": ({"process.pid": 11}, {}, "host", 900),
+    "its process and CPU time": ({"process.pid": 11}, {"joulegram.cpu_ns": S // 10}, "span", 100),
+    "its container": ({"container.id": BOX, "process.pid": 11}, {}, "container", 200),
+    "its pod": ({"k8s.pod.uid": POD}, {}, "pod", 300),
+}
+
+
+@pytest.mark.parametrize(("resource", "attributes", "scope", "cpu_uj"), AFAR_KEYS.values(), ids=AFAR_KEYS)
+@pytest.mark.parametrize("read", [False, True], ids=["from the log", "as it came"])
+def test_what_a_span_from_another_address_gets_when_it_names(
+    resource: dict[str, Any], attributes: dict[str, Any], scope: str, cpu_uj: int, read: bool
+) -> None:
+    """A process id of another kernel or namespace is nobody's here: neither asked for nor given energy (D-11)."""
+    node = Node()
+    named, carried = span(1, T0, T0 + S, name="etl.job", attributes=attributes), (AFAR, ("x-tenant", "a"))
+    record = node.log.traces(named, resource=OF_RUN | resource, metadata=carried)
+    if read:
+        node.log.records[-1] = replace(record, parsed=node.machine.extract(record.payload))
+    node.tick(1, **TICK)
+    (line,) = node.lines
+    assert (line["energy"]["scope"], line["energy"]["cpu_uj"]) == (scope, cpu_uj)
+    assert node.pids == set()
+    assert node.carried == [(("x-tenant", "a"),)]

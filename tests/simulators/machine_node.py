@@ -17,7 +17,7 @@ from simulators.traces import T0, Log, S, spans_of, tick
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from joulegram_pipeline.records import RunRecord
+    from joulegram_pipeline.records import Metadata, RunRecord
     from joulegram_processor.machine_types import Outputs
 
 RUN = "run-one-0001"
@@ -35,6 +35,7 @@ class Node:
         self.machine = Machine(Settings(**settings), carbon or CarbonModel(FACTOR), identity, self.log, self.metrics)
         self.lines: list[dict[str, Any]] = []
         self.sent: list[bytes] = []
+        self.carried: list[Metadata] = []
         self.runs: list[RunRecord] = []
         self.archived: list[int] = []
         self.pids: set[int] = set()
@@ -67,6 +68,7 @@ class Node:
         self.lines += [json.loads(f"{before}{between}{after}") for _, _, before, between, after in out.lines]
         self.lines += [dict(record) for record in out.records]
         self.sent += [item.body for item in out.forward]
+        self.carried += [item.metadata for item in out.forward]
         self.runs += out.runs
         self.archived += [lsn for lsn, _ in out.ticks]
         self.pids |= out.pids

@@ -115,13 +115,14 @@ class Receivers:
 async def receivers(
     directory: Path,
     *,
+    host: str = "127.0.0.1",
     log: WriteAheadLog | None = None,
     spool: dict[str, Any] | None = None,
     intake: dict[str, Any] | None = None,
     grpc_options: dict[str, Any] | None = None,
     http_options: dict[str, Any] | None = None,
 ) -> AsyncIterator[Receivers]:
-    """Both receivers on free ports; each dict is of keyword arguments."""
+    """Both receivers on free ports of a host; each dict is of keyword arguments."""
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         settle_memory()
@@ -129,8 +130,8 @@ async def receivers(
         store = await stack.enter_async_context(Spool(directory, metrics, log=log, **(spool or {})))
         way_in = Intake(store, metrics, **(intake or {}))
         limit = {"max_recv_bytes": way_in.max_request_bytes}
-        over_grpc = GrpcReceiver("127.0.0.1:0", way_in, metrics, **(limit | (grpc_options or {})))
-        over_http = HttpReceiver("127.0.0.1:0", way_in, metrics, **({"grace_s": 1} | (http_options or {})))
+        over_grpc = GrpcReceiver(f"{host}:0", way_in, metrics, **(limit | (grpc_options or {})))
+        over_http = HttpReceiver(f"{host}:0", way_in, metrics, **({"grace_s": 1} | (http_options or {})))
         await stack.enter_async_context(over_grpc)
         await stack.enter_async_context(over_http)
         running = Receivers(over_grpc.port, over_http.port, store, metrics, way_in)

@@ -15,6 +15,8 @@ from joulegram_pipeline.records import LogRecord, RecordKind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from joulegram_pipeline.records import Metadata
+
 S = 1_000_000_000
 T0 = 1_767_323_045 * S
 """2026-01-02T03:04:05Z."""
@@ -184,19 +186,27 @@ class Log:
         """The record at a position, as `LogReader` has it."""
         return None if lsn < self.start_lsn else self._at[lsn]
 
-    def append(self, kind: RecordKind, payload: bytes, received_ns: int | None = None) -> LogRecord:
+    def append(
+        self, kind: RecordKind, payload: bytes, received_ns: int | None = None, metadata: Metadata = ()
+    ) -> LogRecord:
         """One more record; without a time it is received when the one before was."""
         self.now_ns = self.now_ns if received_ns is None else received_ns
         following = self.end + 24 + len(payload)
-        record = LogRecord(self.end, following, kind, self.now_ns, payload)
+        record = LogRecord(self.end, following, kind, self.now_ns, payload, metadata=metadata)
         self.records.append(record)
         self._at[record.lsn] = record
         self.end = following
         return record
 
-    def traces(self, *spans: Span, at: int | None = None, resource: Mapping[str, object] | None = None) -> LogRecord:
+    def traces(
+        self,
+        *spans: Span,
+        at: int | None = None,
+        resource: Mapping[str, object] | None = None,
+        metadata: Metadata = (),
+    ) -> LogRecord:
         """A trace request."""
-        return self.append(RecordKind.TRACES, request(*spans, resource=resource), at)
+        return self.append(RecordKind.TRACES, request(*spans, resource=resource), at, metadata)
 
     def ticks(self, *ticks: Tick, at: int | None = None, **batch: Any) -> LogRecord:
         """A tick batch, received when its last tick ended unless `at` says when."""
