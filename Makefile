@@ -44,7 +44,7 @@ $(PIP_STAMP): requirements/pip.txt
 	@touch "$@"
 
 $(DEMO_STAMP): $(PIP_STAMP) requirements/demo.txt pyproject.toml hatch_build.py \
-    $(wildcard processor/joulegram_processor/_native*.[ch])
+    $(wildcard processor/joulegram_processor/_native*.[ch] sdk/joulegram/_native*.[ch])
 	$(INSTALL) --require-hashes -r requirements/demo.txt
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch "$@"
@@ -97,5 +97,5 @@ lock:
 	echo pip | $(COMPILE) --allow-unsafe --output-file=requirements/pip.txt -
 
 clean:
-	rm -f processor/joulegram_processor/_native.abi3.so
+	rm -f processor/joulegram_processor/_native.abi3.so sdk/joulegram/_native.abi3.so
 	rm -rf "$(VENV)" build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache tests/peers/.build

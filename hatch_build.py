@@ -1,8 +1,9 @@
-"""Builds the native part of the processor into the wheel, where there is a C compiler; else the wheel is pure Python.
+"""Builds the native parts of processor and SDK into the wheel, where there is a C compiler; else it is pure Python.
 
-The compiler is that of `sysconfig`, or ``CC`` where it is set; ``CC=false`` leaves the native part out. It is optional
-by design: `joulegram_processor.native` does without, and what it does is the same. The module keeps to the stable ABI,
-so one build serves every CPython from 3.11. An editable install has it built in place, git ignores it there.
+The compiler is that of `sysconfig`, or ``CC`` where it is set; ``CC=false`` leaves the native parts out. They are
+optional by design: `joulegram_processor.native` and `joulegram.native` do without, and what they do is the same. The
+modules keep to the stable ABI, so one build serves every CPython from 3.11. An editable install has them built in
+place, git ignores them there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PACKAGE = Path("processor/joulegram_processor")
+PACKAGES = (Path("processor/joulegram_processor"), Path("sdk/joulegram"))
 MODULE = "_native.abi3.so"
 FLAGS = ("-std=c11", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 
@@ -32,12 +33,15 @@ class NativeBuild(BuildHookInterface[Any]):
         """Compile, and say in the wheel's tag what came of it."""
         root = Path(self.root)
         if version == "editable":
-            self._compile(root / PACKAGE / MODULE)
+            for package in PACKAGES:
+                self._compile(package, root / package / MODULE)
             return
         self._scratch = tempfile.TemporaryDirectory()
-        made = Path(self._scratch.name) / MODULE
-        if self._compile(made):
-            build_data["force_include"][str(made)] = f"{PACKAGE.name}/{MODULE}"
+        for package in PACKAGES:
+            made = Path(self._scratch.name) / f"{package.name}-{MODULE}"
+            if not self._compile(package, made):
+                continue
+            build_data["force_include"][str(made)] = f"{package.name}/{MODULE}"
             build_data["pure_python"] = False
             build_data["tag"] = f"cp311-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
@@ -46,13 +50,13 @@ class NativeBuild(BuildHookInterface[Any]):
         if version != "editable":
             self._scratch.cleanup()
 
-    def _compile(self, target: Path) -> bool:
+    def _compile(self, package: Path, target: Path) -> bool:
         """Compile to `target`; where that cannot be, nothing is there and one line says why."""
         target.unlink(missing_ok=True)
         if platform.python_implementation() != "CPython" or os.name != "posix":
-            self.app.display_info("joulegram without its native part: it is for CPython on POSIX")
+            self.app.display_info(f"{package.name} without its native part: it is for CPython on POSIX")
             return False
-        sources = sorted(str(path) for path in (Path(self.root) / PACKAGE).glob("_native*.c"))
+        sources = sorted(str(path) for path in (Path(self.root) / package).glob("_native*.c"))
         link = shlex.split(sysconfig.get_config_var("LDSHARED") or "cc -shared")
         if "CC" in os.environ:
             link[:1] = shlex.split(os.environ["CC"])
@@ -64,5 +68,5 @@ class NativeBuild(BuildHookInterface[Any]):
             why = str(error)
         if why:
             target.unlink(missing_ok=True)
-            self.app.display_warning(f"joulegram without its native part: {command[0]}: {why}")
+            self.app.display_warning(f"{package.name} without its native part: {command[0]}: {why}")
         return not why

@@ -69,6 +69,11 @@ class Domain:
     kind: DomainKind
     max_range_uj: int | None = None
 
+    @property
+    def modelled(self) -> bool:
+        """Whether its energy is computed, so that no counter of the machine's is behind it."""
+        return self.id.startswith("model/")
+
 
 @dataclass(frozen=True, slots=True)
 class Gap:
@@ -90,7 +95,7 @@ class Tick:
         static_uj: the part of `energy_uj` that would have been spent idle, where the source knows it.
         gaps: what is missing, with reasons.
         cpu_busy_ns: CPU time all processes spent in the window, None if unknown.
-        cpu_total_ns: CPU time there was: online CPUs x window, None if unknown.
+        cpu_total_ns: CPU time there was: online CPUs x time, None if unknown.
         process_cpu_ns: CPU time by named root process, its descendants included, disjoint between roots.
         descendant_cpu_ns: the part of `process_cpu_ns` that descendants spent and not the named process itself.
         container_cpu_ns: CPU time by container and pod, without that of the named processes in them: keys are

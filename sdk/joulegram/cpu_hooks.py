@@ -26,18 +26,18 @@ import threading
 from asyncio import _get_running_loop as running_loop
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context as Context_
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import opentelemetry.context as context_api
 from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.trace.propagation import _SPAN_KEY
 
-from joulegram.cpu_watch import OWNER, THREADS, ThreadState, change, doubt, enter, forget, leave, read, unseen
+from joulegram import native
+from joulegram.cpu_watch import AnyWatch, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextvars import ContextVar, Token
+    from contextvars import ContextVar
 
     from opentelemetry.context.context import Context
 
@@ -52,75 +52,21 @@ class WatchedContext(ContextVarsRuntimeContext):
 
     Args:
         before: the one it stands for; they share the context variable, so that tokens of one are tokens of both.
+        watch: is told of the changes.
     """
 
-    def __init__(self, before: ContextVarsRuntimeContext) -> None:
+    def __init__(self, before: ContextVarsRuntimeContext, watch: AnyWatch) -> None:
         super().__init__()
         self.before = before
-        self.variable = self._current_context = before._current_context
+        self._current_context = before._current_context
+        # Called several times a span: as attributes of the instance they cost no call of a method in between.
+        vars(self).update(get_current=self._current_context.get, attach=watch.attach, detach=watch.detach)
 
-    # `change` is written out in these two, each called once a span: as calls of it they cost 0.5 us a span more.
 
-    def attach(self, context: Context) -> Token[Context]:
-        state = THREADS.state
-        if not state.in_step and running_loop() is not None:
-            return self._attach_doubtful(state, context)
-        variable = self.variable
-        before, here = state.span, variable.get()
-        if state.context is not here:
-            before = unseen(state, here.get(_SPAN_KEY))
-        state.context = context
-        after: Any = context.get(_SPAN_KEY)
-        owner = getattr(after, OWNER, None)
-        if owner is not None or before is not None:
-            now_ns = perf_counter_ns()
-            now_ns = now_ns + state.ahead_ns if now_ns < state.until_ns else read(state, now_ns)
-            if before is not None:
-                leave(state, before, now_ns)
-            if owner is None:
-                after = None
-            elif owner is state and after._joulegram_own_ns is None:
-                after._joulegram_own_ns = 0
-            else:
-                enter(state, after, owner)
-            state.span, state.since_ns = after, now_ns
-        return variable.set(context)
-
-    def detach(self, token: Token[Context]) -> None:
-        state, variable = THREADS.state, self.variable
-        if not state.in_step and running_loop() is not None:
-            doubt(state)
-        here = variable.get()
-        try:
-            variable.reset(token)
-        finally:
-            there = variable.get()
-            before = state.span
-            if state.context is not here:
-                before = unseen(state, here.get(_SPAN_KEY))
-            state.context = there
-            after: Any = there.get(_SPAN_KEY)
-            owner = None if after is None else getattr(after, OWNER, None)
-            if owner is not None or before is not None:
-                now_ns = perf_counter_ns()
-                now_ns = now_ns + state.ahead_ns if now_ns < state.until_ns else read(state, now_ns)
-                if before is not None:
-                    if before._joulegram_owner is state and now_ns > state.since_ns:
-                        before._joulegram_own_ns += now_ns - state.since_ns
-                    else:
-                        leave(state, before, now_ns)
-                if owner is None:
-                    after = None
-                else:
-                    enter(state, after, owner)
-                state.span, state.since_ns = after, now_ns
-
-    def _attach_doubtful(self, state: ThreadState, context: Context) -> Token[Context]:
-        """In a loop that is not followed: what was active and what becomes active have no figure."""
-        doubt(state)
-        change(state, self.variable.get(), context, _SPAN_KEY)
-        doubt(state)
-        return self.variable.set(context)
+def make_watch(variable: ContextVar[Context]) -> AnyWatch:
+    """What charges for the changes, compiled where it is there."""
+    make = Watch if native.LOADED is None else native.LOADED.Watch
+    return make(variable, _SPAN_KEY, running_loop)
 
 
 class Hooks:
@@ -130,21 +76,21 @@ class Hooks:
         self._lock = threading.Lock()
         self._users = 0
         self._at_fork = False
+        self._watch: AnyWatch | None = None
         self._context: WatchedContext | None = None
         self._steps: tuple[Callable[[Any], None], Callable[[Any], None]] | None = None
         self._submits: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
-    def install(self) -> ContextVar[Context] | None:
-        """Begin to see changes; the variable that holds the context, or None, with a warning, where they stay unseen.
+    def install(self) -> AnyWatch | None:
+        """Begin to see changes; what charges for them, or None, with a warning, where they stay unseen.
 
-        Every call that gave a variable is undone by an `uninstall`.
+        Every call that gave a watch is undone by an `uninstall`.
         """
         with self._lock:
             if self._users == 0 and not self._begin():
                 return None
             self._users += 1
-            assert self._context is not None
-            return self._context.variable
+            return self._watch
 
     def uninstall(self) -> None:
         """One processor less; with the last, everything is as it was."""
@@ -164,15 +110,17 @@ class Hooks:
             return False
         if not self._at_fork and hasattr(os, "register_at_fork"):
             self._at_fork = True
-            os.register_at_fork(after_in_child=forget)
-        self._context = context_api._RUNTIME_CONTEXT = WatchedContext(found)
+            os.register_at_fork(after_in_child=self._forget)
+        variable = found._current_context
+        watch = self._watch = make_watch(variable)
+        self._context = context_api._RUNTIME_CONTEXT = WatchedContext(found, watch)
         run_step, submit = _HANDLE._run, _POOL.submit
-        self._steps = run_step, _followed_step(self._context.variable, run_step)
-        self._submits = submit, _followed_submit(self._context.variable, submit)
+        self._steps = run_step, _followed_step(variable, watch, run_step)
+        self._submits = submit, _followed_submit(variable, watch, submit)
         _HANDLE._run = self._steps[1]
         _POOL.submit = self._submits[1]
         if isinstance(running_loop(), asyncio.BaseEventLoop):
-            state = THREADS.state
+            state = watch.state()
             state.in_step = state.joined_step = True
         return True
 
@@ -187,34 +135,44 @@ class Hooks:
         if _POOL.submit is self._submits[1]:
             _POOL.submit = self._submits[0]
 
+    def _forget(self) -> None:
+        if self._watch is not None:
+            self._watch.forget()
+
 
 HOOKS = Hooks()
 """The hooks of this process."""
 
 
-def _followed_step(variable: ContextVar[Context], run_step: Callable[[Any], None]) -> Callable[[Any], None]:
+def _followed_step(
+    variable: ContextVar[Context], watch: AnyWatch, run_step: Callable[[Any], None]
+) -> Callable[[Any], None]:
+    change = watch.change
+
     @functools.wraps(run_step)
     def run(handle: Any) -> None:
         inside = handle._context
-        state = THREADS.state
+        state = watch.state()
         here = variable.get(None)
         if state.joined_step:
             # The step in which this was installed has just ended, and nothing but the loop ran since.
             state.in_step = state.joined_step = False
-            change(state, state.context, here, _SPAN_KEY)
+            change(state, state.context, here)
         outer_step = state.in_step
-        change(state, here, inside.get(variable), _SPAN_KEY)
+        change(state, here, inside.get(variable))
         state.in_step = True
         try:
             run_step(handle)
         finally:
             state.in_step = outer_step
-            change(state, inside.get(variable), variable.get(None), _SPAN_KEY)
+            change(state, inside.get(variable), variable.get(None))
 
     return run
 
 
-def _followed_submit(variable: ContextVar[Context], submit: Callable[..., Any]) -> Callable[..., Any]:
+def _followed_submit(variable: ContextVar[Context], watch: AnyWatch, submit: Callable[..., Any]) -> Callable[..., Any]:
+    change = watch.change
+
     @functools.wraps(submit)
     def followed(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         inside = _entered_by(fn)
@@ -222,12 +180,12 @@ def _followed_submit(variable: ContextVar[Context], submit: Callable[..., Any]) 
             return submit(pool, fn, *args, **kwargs)
 
         def work(*args: Any, **kwargs: Any) -> Any:
-            state = THREADS.state
-            change(state, variable.get(None), inside.get(variable), _SPAN_KEY)
+            state = watch.state()
+            change(state, variable.get(None), inside.get(variable))
             try:
                 return fn(*args, **kwargs)
             finally:
-                change(state, inside.get(variable), variable.get(None), _SPAN_KEY)
+                change(state, inside.get(variable), variable.get(None))
 
         return submit(pool, work, *args, **kwargs)
 

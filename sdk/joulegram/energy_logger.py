@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joulegram.machine_metrics import cpu_metrics, gpu_metrics, memory_metrics
-from joulegram.meter import WAIT_S, Meter
+from joulegram.meter import MONITOR_ONLY, WAIT_S, Meter, attribution_mode
 from joulegram_pipeline.errors import ConfigError
 from joulegram_pipeline.units import ns_to_s, uj_to_wh
 
@@ -80,7 +80,7 @@ class EnergyLogger:
     @property
     def attribution_mode(self) -> str:
         """``monitor_only`` where there is no agent (S3-08)."""
-        return "governor_cpu_time" if self._meter.origin == "agent" else "monitor_only"
+        return "governor_cpu_time" if self._meter.origin == "agent" else MONITOR_ONLY
 
     def log_metrics(self, operation: str, additional_info: Mapping[str, object] | None = None) -> dict[str, Any]:
         """A record: the load now, and the energy since the last record, or since this logger was made (S3-10).
@@ -153,6 +153,19 @@ class EnergyLogger:
 
         return await asyncio.to_thread(self.calibrate_idle, samples, interval)
 
+    def get_cpu_metrics(self) -> dict[str, float | None]:
+        """The CPU's load now; the power beside it is that of the last record, None before one."""
+        watts = self.metrics[-1]["cpu"]["estimated_power_watts"] if self.metrics else None
+        return {**cpu_metrics(), "estimated_power_watts": watts}
+
+    def get_memory_metrics(self) -> dict[str, float | None]:
+        """Memory in use now."""
+        return memory_metrics()
+
+    def get_gpu_metrics(self) -> list[dict[str, Any]]:
+        """Every board's load and power now."""
+        return gpu_metrics()
+
     def get_metrics_summary(self) -> dict[str, Any]:
         """Means over the records kept; None for what none of them knew."""
         if not self.metrics:
@@ -202,9 +215,6 @@ class EnergyLogger:
 
     def _summary(self, window: WindowEnergy, duration_s: float) -> dict[str, Any]:
         ratio = window.allocation_ratio
-        mode = self.attribution_mode
-        if mode != "monitor_only" and (ratio is None or window.host_uj is None):
-            mode = "governor_energy" if window.host_uj is not None else "monitor_only"
         watts = total_wh = active_wh = cpu_wh = None
         if window.host_uj is not None:
             total_wh = uj_to_wh(window.host_uj)
@@ -221,7 +231,7 @@ class EnergyLogger:
             "energy_wh_active": active_wh,
             "energy_wh_process": None if window.process_uj is None else uj_to_wh(window.process_uj),
             "allocation_ratio": ratio,
-            "attribution_mode": mode,
+            "attribution_mode": attribution_mode(self._meter.origin, window),
             "cpu_energy_wh": cpu_wh,
             "gpu_energy_wh": None if window.gpu_uj is None else uj_to_wh(window.gpu_uj),
             "energy_method": window.method.value,

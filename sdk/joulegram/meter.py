@@ -32,6 +32,9 @@ WAIT_S = 2.0
 
 _LOOK_S = 0.05
 
+MONITOR_ONLY = "monitor_only"
+"""The `attribution_mode` without an agent, and where no energy is known."""
+
 FORKED = "forked: this process was forked after the measurement began"
 
 
@@ -147,6 +150,18 @@ def _poll(meter: weakref.ref[Meter], closed: threading.Event, poll_s: float) -> 
             return
         alive.poll()
         del alive
+
+
+def attribution_mode(origin: str | None, window: WindowEnergy) -> str:
+    """Who said what a window's energy is and whose it is, in carbon-ops' words (S3-08).
+
+    Returns:
+        ``governor_cpu_time``: an agent, with our part of it by CPU time; ``governor_energy``: an agent, the host's
+        energy alone; ``monitor_only``: no agent, or one that knows no energy of the window.
+    """
+    if origin != "agent" or window.host_uj is None:
+        return MONITOR_ONLY
+    return "governor_energy" if window.allocation_ratio is None else "governor_cpu_time"
 
 
 def wall_steps(start_ns: int, end_ns: int, start_mono_ns: int, end_mono_ns: int) -> bool:

@@ -3,8 +3,9 @@
     with etl_node("hrrr_ingest", telemetry, domain="atmo") as span:
         span.set_attribute("records_out", ingest())
 
-Energy and carbon are not set here (S1-23, S1-24): the sidecar adds them, because it alone sees what else ran. The
-run id is read when the span opens, so a decorator at import time asks for nothing.
+`energy.cpu_j`, `energy.gpu_w_avg` and `carbon.gco2e` are not set here (S1-23, S1-24): the sidecar adds them, because it
+alone sees what else ran, and a span that never passes one has none. The run id is read when the span opens, so a
+decorator at import time asks for nothing.
 """
 
 from __future__ import annotations

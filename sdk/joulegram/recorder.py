@@ -19,7 +19,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
-from joulegram.meter import WAIT_S, Meter, wall_steps
+from joulegram.meter import MONITOR_ONLY, WAIT_S, Meter, attribution_mode, wall_steps
 from joulegram.process_io import NETWORK_REASON, bytes_between, disk_bytes
 from joulegram.telemetry import TelemetryConfig, TelemetryResult
 from joulegram_pipeline.clock import utc_iso
@@ -218,8 +218,10 @@ class EnergyRecorder:
         reason = window.reason
         if self.scope == "process" and energy_uj is None and window.host_uj is not None:
             reason = reason or "no_cpu_time: the ticks do not say what this process spent"
+        assert self._meter is not None
+        mode = attribution_mode(self._meter.origin, window)
         if stepped:
-            energy_uj, reason = None, _STEP
+            energy_uj, reason, mode = None, _STEP, MONITOR_ONLY
         energy_j = None if energy_uj is None else uj_to_j(energy_uj)
         kwh = None if energy_j is None else joules_to_kwh(energy_j)
         factor = config.emission_factor_kg_per_kwh
@@ -251,6 +253,7 @@ class EnergyRecorder:
             energy_reason=reason,
             energy_covered_seconds=0.0 if energy_j is None else ns_to_s(window.covered_ns),
             allocation_ratio=None if stepped else window.allocation_ratio,
+            attribution_mode=mode,
             reasons=reasons,
             status="ok" if failure is None else "error",
         )

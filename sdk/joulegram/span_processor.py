@@ -1,24 +1,20 @@
 """`JouleSpanProcessor`: each span says how much CPU time it had, so that energy goes to who spent it."""
 
-# ruff: noqa: SLF001 - the account hangs on the span (cpu_watch), and its attributes are closed to the public way
+# ruff: noqa: SLF001 - a span's attributes are closed to the public way
 
 from __future__ import annotations
 
 import logging
-from sys import modules
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from joulegram.cpu_hooks import HOOKS
-from joulegram.cpu_watch import THREADS, change, total_ns
 
 if TYPE_CHECKING:
-    from contextvars import ContextVar
-
     from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import Span
+
+    from joulegram.cpu_watch import AnyWatch
 
 log = logging.getLogger(__name__)
 
@@ -39,32 +35,22 @@ class JouleSpanProcessor(SpanProcessor):
     """
 
     def __init__(self) -> None:
-        self._variable: ContextVar[Context] | None = None
+        self._watch: AnyWatch | None = None
         if not hasattr(SpanProcessor, "_on_ending"):
             log.warning("opentelemetry-sdk is older than 1.40: spans get no %s", CPU_NS)
             return
-        self._variable = HOOKS.install()
+        self._watch = HOOKS.install()
 
     def on_start(self, span: Any, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the interface
         """Give the span its account."""
-        if self._variable is None or "gevent" in modules or "trio" in modules or "curio" in modules:
-            return
-        span._joulegram_owner = THREADS.state
-        span._joulegram_own_ns = span._joulegram_others = None
+        watch = self._watch
+        if watch is not None:
+            watch.begin(span)
 
     def _on_ending(self, span: Any) -> None:
         """Close the account and write it down, before any processor exports the span."""
-        variable = self._variable
-        try:
-            owner = span._joulegram_owner
-        except AttributeError:
-            return  # it began before this processor, or beside a library that switches unseen
-        if variable is None or owner is None:
-            return
-        if span._joulegram_others is None and owner.span is not span and variable.get().get(_SPAN_KEY) is not span:
-            cpu_ns = span._joulegram_own_ns
-        else:
-            cpu_ns = self._closed(variable, span)
+        watch = self._watch
+        cpu_ns = None if watch is None else watch.end(span)
         if cpu_ns is None:
             return
         # The SDK closes a span's attributes before it calls this, so this writes where they are kept. A span whose
@@ -77,17 +63,8 @@ class JouleSpanProcessor(SpanProcessor):
         if most is None or len(kept) < most:
             kept[CPU_NS] = cpu_ns
 
-    def _closed(self, variable: ContextVar[Context], span: Span) -> int | None:
-        """The figure of a span that other threads were in, or that ends where it is active."""
-        state, here = THREADS.state, variable.get()
-        if state.span is span or here.get(_SPAN_KEY) is span:
-            # From here on the time is nobody's, although its context is not left yet.
-            change(state, here, here, _SPAN_KEY)
-            state.span = None
-        return total_ns(span)
-
     def shutdown(self) -> None:
         """Let go of what was hooked; spans that end later are left as they are."""
-        if self._variable is not None:
-            self._variable = None
+        if self._watch is not None:
+            self._watch = None
             HOOKS.uninstall()

@@ -105,6 +105,8 @@ class TelemetryResult:
         energy_reason: what is missing of the energy, and why.
         energy_covered_seconds: how much of the duration the energy is of.
         allocation_ratio: this process tree's part of the host's energy, where it is known (S3-09).
+        attribution_mode: who said so (S3-08): ``governor_cpu_time`` where an agent did, with this process's part,
+            ``governor_energy`` where it knows the host's alone, ``monitor_only`` without an agent or its energy.
         reasons: why each other figure is missing, by field.
         status: ``ok``, or ``error`` where the work raised.
     """
@@ -127,6 +129,7 @@ class TelemetryResult:
     energy_reason: str | None
     energy_covered_seconds: float
     allocation_ratio: float | None
+    attribution_mode: str
     reasons: Mapping[str, str]
     status: str
 

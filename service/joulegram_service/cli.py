@@ -280,16 +280,18 @@ def ledger_verify(
 
 
 @app.command(
-    help="Print the version, and whether the compiled part is in use.\n\n"
+    help="Print the version, and whether the compiled parts are in use.\n\n"
     "Example:\n\n  joulegram version\n\nExit codes: 0."
 )
 def version() -> None:
-    """Print the version, and whether the compiled part is in use."""
+    """Print the version, and whether the compiled parts are in use."""
     from joulegram import __version__
+    from joulegram import native as native_sdk
     from joulegram_processor import native
 
     typer.echo(f"joulegram {__version__}")
     typer.echo(f"native: {native.state()}")
+    typer.echo(f"native in the SDK: {native_sdk.state()}")
 
 
 FLAGS: dict[str, tuple[str, ...]] = {

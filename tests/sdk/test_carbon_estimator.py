@@ -63,7 +63,7 @@ def estimate(estimator: CarbonEstimator, **given: Any) -> CarbonEstimate:
 
 
 def test_the_fields_are_those_of_carbon_ops() -> None:
-    """The dict's eleven keys, the dataclass's sixteen fields, the four of `meta`."""
+    """Eleven keys, the sixteen of the dataclass, the four of `meta`; tests/peers/energy asks the package."""
     found: Any = CarbonEstimator("SPP_KS").estimate_over_span(start_ts=START, end_ts=END, energy_wh=1000.0)
     assert set(found) == DICT
     assert set(found["meta"]) == META

@@ -28,7 +28,7 @@ ENERGY = {
     *("duration_seconds", "avg_power_watts", "idle_baseline_watts", "calibration_version", "energy_wh_total"),
     *("energy_wh_active", "allocation_ratio", "attribution_mode", "cpu_energy_wh", "gpu_energy_wh"),
 }
-"""carbon-ops 0.1.1's `energy` of a monitored operation."""
+"""carbon-ops 0.1.1's `energy` of a monitored operation; tests/peers/energy asks carbon-ops itself."""
 
 
 @pytest.fixture(autouse=True)
@@ -164,3 +164,11 @@ def test_what_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         EnergyLogger()
     with pytest.raises(ConfigError, match="history_limit: got 0"):
         EnergyLogger(history_limit=0)
+
+
+def test_the_load_now_has_the_power_of_the_last_record(bare: EnergyLogger) -> None:
+    """carbon-ops' `get_*_metrics`: the parts of a record, without one; power is not made up for an instant."""
+    assert bare.get_cpu_metrics()["estimated_power_watts"] is None
+    bare.metrics.append({"cpu": {"estimated_power_watts": 12.5}})
+    assert bare.get_cpu_metrics()["estimated_power_watts"] == 12.5
+    assert set(bare.get_memory_metrics()) == {"memory_used_gb", "memory_percent", "memory_available_gb"}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from joulegram import ipython
 
@@ -74,10 +75,10 @@ def test_an_option_that_is_not_one_runs_nothing(line: str, capsys: pytest.Captur
     assert said.out + said.err != ""
 
 
-def test_in_a_real_ipython(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_real_ipython(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The extension loads, the cell's names stay, an error in it is IPython's to show."""
-    module = pytest.importorskip("IPython.core.interactiveshell", reason="IPython is not installed")
-    shell = module.InteractiveShell()
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    shell: Any = InteractiveShell()  # type: ignore[no-untyped-call]
     shell.run_line_magic("load_ext", "joulegram.ipython")
     shell.run_cell_magic("joules", f"--socket {tmp_path / 'none.sock'}", "answer = 42\nraise KeyError('mine')")
     said = capsys.readouterr().out

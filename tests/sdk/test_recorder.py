@@ -77,6 +77,7 @@ def test_the_hosts_energy_from_an_agent(agent: Agent, tree: PowercapTree) -> Non
     assert (found.run_id, found.status) == (RUN_ID, "ok")
     assert found.allocation_ratio is not None
     assert 0 < found.allocation_ratio < 1  # S3-09
+    assert found.attribution_mode == "governor_cpu_time"
 
 
 def test_the_processs_part_is_less_than_the_hosts(agent: Agent) -> None:
@@ -104,6 +105,7 @@ def test_powercap_itself_where_there_is_no_agent(tree: PowercapTree, tmp_path: P
     assert recorder.result.energy_method == "measured"
     assert (recorder.result.energy_joules or 0) > 0
     assert recorder.result.energy_reason is None
+    assert recorder.result.attribution_mode == "monitor_only"  # S3-08
 
 
 def test_with_neither_energy_is_missing_with_a_reason(tmp_path: Path) -> None:
@@ -114,6 +116,7 @@ def test_with_neither_energy_is_missing_with_a_reason(tmp_path: Path) -> None:
     found = recorder.result
     assert (found.energy_joules, found.energy_kwh, found.co2_kg) == (None, None, None)
     assert found.energy_method == "unavailable"
+    assert found.attribution_mode == "monitor_only"
     assert found.energy_reason is not None
     assert found.energy_reason.startswith("no_powercap")
     assert "none.sock" in found.energy_reason
@@ -199,7 +202,7 @@ def test_the_result_has_the_seeds_fields() -> None:
         *("bytes_sent", "bytes_received", "disk_bytes_read", "disk_bytes_write"),
         *("emission_factor_kg_per_kwh", "emission_factor_source"),
     ]
-    assert {"energy_method", "energy_scope", "energy_reason"} < set(names)
+    assert {"energy_method", "energy_scope", "energy_reason", "attribution_mode"} < set(names)
     assert [field.name for field in fields(TelemetryConfig)] == [
         *("run_id", "job_type", "emission_factor_kg_per_kwh", "emission_factor_source"),
         *("host_hw_id", "host_hw_name", "process_pid"),
@@ -275,13 +278,14 @@ def test_a_forked_child_that_leaves_the_block_measures_nothing(agent: Agent) -> 
 
 def test_a_forgotten_recorder_leaves_nothing_behind(tree: PowercapTree, tmp_path: Path) -> None:
     """Its threads end and its counters are closed when it is garbage, although its block was never left."""
-    before = {thread.name for thread in threading.enumerate()}
+    before = set(threading.enumerate())  # a thread of a test before may still be ending
     recorder = EnergyRecorder(CONFIG, socket=tmp_path / "none.sock", sysfs_root=tree.root).__enter__()
-    assert {thread.name for thread in threading.enumerate()} - before == {"joulegram counters", "joulegram meter"}
+    its = set(threading.enumerate()) - before
+    assert {thread.name for thread in its} == {"joulegram counters", "joulegram meter"}
     del recorder
     gc.collect()
     deadline = time.monotonic() + 5
-    while {thread.name for thread in threading.enumerate()} - before:
+    while any(thread.is_alive() for thread in its):
         assert time.monotonic() < deadline, "its threads are still there"
         time.sleep(0.01)
 

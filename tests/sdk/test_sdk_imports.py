@@ -37,7 +37,7 @@ def test_importing_joulegram_loads_nothing_else() -> None:
 
 PARTS = (
     *("otel", "snapshot", "recorder", "telemetry", "energy_logger", "carbon_estimator", "carbon_models", "intensity"),
-    *("nodes", "machine_metrics", "meter", "ipython", "report", "cpu_watch"),
+    *("nodes", "machine_metrics", "meter", "ipython", "report", "cpu_account", "cpu_watch"),
 )
 
 

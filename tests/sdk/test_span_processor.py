@@ -24,6 +24,8 @@ from simulators.cpu_spans import SLACK_NS, Spans, burn, near
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 @pytest.fixture
 def spans() -> Iterator[Spans]:

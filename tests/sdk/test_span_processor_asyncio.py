@@ -6,14 +6,16 @@ import asyncio
 import contextvars
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from simulators.cpu_spans import Spans, burn, near
+from simulators.cpu_spans import ForeignLoop, Spans, burn, near
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 @pytest.fixture
@@ -102,22 +104,9 @@ def test_begun_inside_a_running_loop_it_follows_from_there() -> None:
     assert near(made[0].cpu_ns()["job"], 40)
 
 
-class ForeignHandle(asyncio.Handle):
-    """As in a loop of another make: it enters contexts itself."""
-
-    def _run(self) -> None:
-        self._context.run(self._callback, *self._args)  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("beside", ["a span", "no span"])
 def test_a_loop_that_is_not_followed_gives_no_figure(spans: Spans, beside: str) -> None:
     """Where tasks change unseen (uvloop), a wrong figure is worse than none: both spans have none."""
-
-    class ForeignLoop(asyncio.SelectorEventLoop):
-        def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-            handle = ForeignHandle(callback, args, self, context)
-            self._ready.append(handle)  # type: ignore[attr-defined]
-            return handle
 
     async def work(name: str) -> None:
         with spans.tracer.start_as_current_span(name):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from joulegram.meter import attribution_mode
 from joulegram.window import NO_TICKS, TickLog
 from joulegram_pipeline.energy import Domain, DomainKind, Gap, Method, Tick, TickBatch
 
@@ -156,3 +157,12 @@ def test_a_tick_in_which_nothing_ran(busy_ns: int | None) -> None:
     """No CPU time at all is none of the energy; CPU time that is not known is no figure."""
     found = log(tick(1, cpu_busy_ns=busy_ns, process_cpu_ns={PID: 0})).energy(0, S)
     assert found.process_uj == (0 if busy_ns == 0 else None)
+
+
+def test_who_says_what_a_windows_energy_is() -> None:
+    """S3-08: an agent that knows our CPU time, one that does not, one without energy, and no agent."""
+    whole, host, none = log(tick(1)), log(tick(1, process_cpu_ns={})), log()
+    modes = [attribution_mode("agent", each.energy(0, S)) for each in (whole, host, none)]
+
+    assert modes == ["governor_cpu_time", "governor_energy", "monitor_only"]
+    assert [attribution_mode(origin, whole.energy(0, S)) for origin in ("local", None)] == ["monitor_only"] * 2

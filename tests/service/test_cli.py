@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from joulegram import __version__
+from joulegram import native as native_sdk
 from joulegram_pipeline.files import DirectoryLock
 from joulegram_processor import native
 from joulegram_sink.ledger import Ledger
@@ -166,9 +167,13 @@ def test_an_agent_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 
 def test_version_is_the_packages(tmp_path: Path) -> None:
-    """One line of its own, and one that says whether the compiled part is in use."""
+    """One line of its own, and two that say whether the compiled parts are in use."""
     shown = joulegram(tmp_path, "version", code=0).stdout.splitlines()
-    assert shown == [f"joulegram {__version__}", f"native: {native.state()}"]
+    assert shown == [
+        f"joulegram {__version__}",
+        f"native: {native.state()}",
+        f"native in the SDK: {native_sdk.state()}",
+    ]
 
 
 # -- ledger verify -------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""A tracer with JouleSpanProcessor whose spans are kept, and work of a known CPU time."""
+"""A tracer with JouleSpanProcessor whose spans are kept, work of a known CPU time, and a loop that is not followed."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -32,6 +33,22 @@ class Spans:
     def cpu_ns(self) -> dict[str, Any]:
         """The attribute of every ended span by name; None where it is absent."""
         return {span.name: (span.attributes or {}).get(CPU_NS) for span in self.kept.get_finished_spans()}
+
+
+class ForeignHandle(asyncio.Handle):
+    """As in a loop of another make: it enters contexts itself."""
+
+    def _run(self) -> None:
+        self._context.run(self._callback, *self._args)  # type: ignore[attr-defined]
+
+
+class ForeignLoop(asyncio.SelectorEventLoop):
+    """Where tasks change unseen, as in uvloop."""
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        handle = ForeignHandle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
 
 
 def burn(millis: int) -> None:
