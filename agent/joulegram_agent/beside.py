@@ -19,6 +19,7 @@ from joulegram_pipeline.errors import AgentError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from joulegram_agent.cpu import CpuReading
     from joulegram_agent.reader import Reader
     from joulegram_pipeline.clock import Clock
     from joulegram_pipeline.energy import Domain, Gap
@@ -75,12 +76,14 @@ class Beside:
         counters: dict[str, int] = {}
         static: dict[str, int] = {}
         gaps: list[Gap] = []
+        cpu: CpuReading | None = None
         for reader in self._readers:
             reading = reader.read()
             counters.update(reading.counters_uj)
             static.update(reading.static_uj)
             gaps.extend(reading.gaps)
-        return Reading(counters, tuple(gaps), static)
+            cpu = cpu or reading.cpu
+        return Reading(counters, tuple(gaps), static, cpu)
 
     def lasting(self) -> dict[str, str]:
         """See `Lasting`."""

@@ -12,8 +12,11 @@ Invariants:
 The kernel's counts include descendants, removed ones too (cgroup-v1/cpuacct.rst; cgroup-v2.rst, ``cpu.stat``). They are
 read from the leaves up, so that a parent's count holds what was read of its children.
 
-What one read costs: a stat and a read for each cgroup. A folder is listed only where its number of links says that it
-has another number of children, or one of them is gone: the links of a cgroup's folder are 2 and its children.
+What one read costs: a read for each cgroup, and a stat as well where the tree may have changed. On v2 it has not where
+the root's ``cgroup.stat`` counts as many cgroups as are known and each of them can be read by the descriptor that was
+opened on it: a cgroup that went cannot, though another may have come in its place. On v1, and where there are more
+than descriptors, it always may have. A folder is listed only where its number of links says that it has another number
+of children, or one of them is gone: the links of a cgroup's folder are 2 and its children.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from joulegram_agent.container_ids import CPU_CONTROLLER, container_key
+from joulegram_agent.cgroup_hierarchy import find_hierarchy
+from joulegram_agent.container_ids import container_key
 from joulegram_agent.kept import KeptFiles
 from joulegram_agent.reasons import NO_CGROUPS
 
@@ -38,8 +42,8 @@ LEAST_NS = 1_000_000
 MAX_CGROUPS = 8_192
 """More are not read: their time stays with the nearest ancestor that is."""
 
-_V1_NAMES = (CPU_CONTROLLER, "cpu,cpuacct", "cpuacct,cpu")
 _NS_PER_US = 1_000
+_DESCENDANTS = b"nr_descendants"
 
 
 @dataclass(slots=True, eq=False)
@@ -72,37 +76,6 @@ class _Node:
     children: dict[str, _Node] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
-    """Where CPU time is counted by cgroup.
-
-    Args:
-        version: ``v1`` or ``v2``; ``hybrid`` is v1's cpuacct beside a unified tree without it.
-        root: folder of the root cgroup.
-        file: that holds the count.
-    """
-
-    version: str
-    root: Path
-    file: str
-
-
-def find_hierarchy(cgroup_root: Path) -> Hierarchy | None:
-    """The hierarchy that counts CPU time: v1's cpuacct where it is mounted, else v2's; None where there is none.
-
-    Containers of a hybrid machine are under v1's controllers; the unified tree beside them may lack their cgroups.
-    """
-    unified = next((path for path in (cgroup_root, cgroup_root / "unified") if _is_v2(path)), None)
-    for path in (*(cgroup_root / name for name in _V1_NAMES), cgroup_root):
-        if (path / "cpuacct.usage").is_file():
-            return Hierarchy("v1" if unified is None else "hybrid", path.resolve(), "cpuacct.usage")
-    return None if unified is None else Hierarchy("v2", unified, "cpu.stat")
-
-
-def _is_v2(path: Path) -> bool:
-    return (path / "cgroup.controllers").is_file() and (path / "cpu.stat").is_file()
-
-
 class Cgroups:
     """Reads the tree under `cgroup_root`; where there is none, every window is empty and `reason` says why."""
 
@@ -111,7 +84,9 @@ class Cgroups:
         self.reason: str | None = None
         self.keys: frozenset[str] = frozenset()
         """The containers and pods there were at the last read."""
+        self._is_v2 = self.hierarchy is not None and self.hierarchy.version == "v2"
         self._files = KeptFiles(size=1_024)
+        self._numbers = KeptFiles(size=64, most=1)
         self._root: _Node | None = None
         self._order: list[_Node] = []
         self._owed: dict[str, int] = {}
@@ -145,7 +120,7 @@ class Cgroups:
     @property
     def kept(self) -> int:
         """Files open now."""
-        return self._files.kept
+        return self._files.kept + self._numbers.kept
 
     def open(self) -> None:
         """Take every count as it stands: the next window begins here. What was owed is forgotten."""
@@ -184,17 +159,19 @@ class Cgroups:
     def close(self) -> None:
         """Close what is open."""
         self._files.close()
+        self._numbers.close()
 
     def _read(self) -> tuple[dict[str, int], dict[str, str | None]]:
         """What containers and pods spent since the read before, and those that are gone with the key around each."""
         gone: dict[str, str | None] = {}
-        self._follow(gone)
+        counts = self._counts() if self._is_same_number() else [None]
+        if None in counts:
+            self._follow(gone)
+            counts = self._counts()
         grown: dict[str, int] = {}
-        self._failed = 0
-        for node in reversed(self._order):
-            used_ns = self._used_ns(node)
+        self._failed = counts.count(None)
+        for node, used_ns in zip(reversed(self._order), counts, strict=True):
             if used_ns is None:
-                self._failed += 1
                 node.is_new = False
                 continue
             was_ns = node.used_ns if node.used_ns is not None else 0 if node.is_new else used_ns
@@ -208,15 +185,29 @@ class Cgroups:
                 grown[node.above] = grown.get(node.above, 0) - rise_ns
         return grown, gone
 
-    def _used_ns(self, node: _Node) -> int | None:
-        assert self.hierarchy is not None
+    def _counts(self) -> list[int | None]:
+        """What each cgroup ever used in nanoseconds, from the leaves up; None where it cannot be read."""
+        counts: list[int | None] = []
+        for node in reversed(self._order):
+            try:
+                data = self._files.read(node.file)
+                if self._is_v2:
+                    counts.append(int(data.partition(b"usage_usec ")[2].partition(b"\n")[0]) * _NS_PER_US)
+                else:
+                    counts.append(int(data))
+            except (OSError, ValueError):
+                counts.append(None)
+        return counts
+
+    def _is_same_number(self) -> bool:
+        """Whether there are as many cgroups as are known, and the file of each was opened when it was met."""
+        if not self._is_v2 or not self._order or self._files.kept < len(self._order):
+            return False
         try:
-            data = self._files.read(node.file)
-            if self.hierarchy.version == "v2":
-                return int(data.partition(b"usage_usec ")[2].partition(b"\n")[0]) * _NS_PER_US
-            return int(data)
-        except (OSError, ValueError):
-            return None  # removed meanwhile: its parent has what it spent
+            words = self._numbers.read(f"{self._order[0].path}/cgroup.stat").split(None, 2)
+        except OSError:
+            return False
+        return words[:2] == [_DESCENDANTS, b"%d" % self._count]
 
     def _follow(self, gone: dict[str, str | None]) -> None:
         """Bring the known tree up to what there is."""

@@ -190,6 +190,8 @@ class Conversation:
     async def _send(self, line: bytes) -> None:
         async with self._sending:
             self._writer.write(line)
+            if not self._writer.transport.get_write_buffer_size():
+                return  # the kernel has taken it at once, as it nearly always does
             try:
                 async with asyncio.timeout(self._limits.take_s):
                     await self._writer.drain()

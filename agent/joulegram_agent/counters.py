@@ -22,6 +22,12 @@ What a suspended machine does: its counters may have gone on, or begun anew. A r
 limit allows it for the time awake, and `ASLEEP_W` for the time asleep; so a counter that fell to 0 in a short sleep is
 a reset, and not a wrap that would have taken a full load to reach.
 
+What a counter without a range does: it does not wrap, so one that falls began anew, and a silence is never too long.
+What it rises by since it last moved is held against the power limit as well: NVML's moves each 10 to 100 ms, and may be
+read several times between. Above the limit it is no energy: a gap named ``implausible_power``, counted nowhere (D-13).
+One that stood still for long and catches up rose by what was spent, only not now: a window that would then hold more
+than the limit is a gap named ``unplaced``. A modelled domain has no limit, as no counter is behind it.
+
 What a restart of the agent does: `resume` takes the counts where the agent before left them. The rise across the time
 without an agent is known as far as that across any silence is, and is counted in `unplaced_uj`.
 """
@@ -40,16 +46,20 @@ if TYPE_CHECKING:
     from joulegram_pipeline.energy import Domain
 
 MAX_POWER_W = 2_000
-"""More than a package or its DRAM draws today: the largest sockets are rated 500 W, bursts below twice that."""
+"""More than a domain draws today: the largest sockets are rated 500 W and boards 1200 W, bursts below twice that."""
+
+HIGHEST_POWER_W = 100_000
+"""Most that the limit can be set to: a whole rack draws it, and above it wraps of small ranges could not be told."""
 
 JITTER_NS = 50_000_000
 """How far a counter's update and our stamp may lie apart before a rise is implausible."""
 
 ASLEEP_W = 20
-"""More than a package or its DRAM draws while the machine sleeps."""
+"""More than a domain draws while the machine sleeps."""
 
 COUNTER_RESET = "counter_reset"
 AMBIGUOUS = "ambiguous_wrap"
+IMPLAUSIBLE = "implausible_power"
 UNPLACED = "unplaced"
 
 
@@ -67,7 +77,7 @@ class Counted:
         unplaced_uj: see `Accumulator`.
         gaps: windows that were gaps, by the code of their reason.
         raw_uj: the counter at the last good reading; None where there was none.
-        silent_ns: how long before the instant that reading was.
+        silent_ns: how long before the instant that reading was; of a counter without a range, the one it moved at.
     """
 
     placed_uj: int = 0
@@ -82,8 +92,8 @@ class Accumulator:
 
     Args:
         domain: whose `max_range_uj` says how the counter wraps; None is a counter that does not.
-        max_power_w: above this a rise is implausible; also sets how long two readings may lie apart, which is
-            the time in which half the range could be spent at this power.
+        max_power_w: above this a rise is implausible; also sets how long two readings of a counter with a range may
+            lie apart, which is the time in which half the range could be spent at this power.
     """
 
     def __init__(self, domain: Domain, max_power_w: int = MAX_POWER_W) -> None:
@@ -96,6 +106,8 @@ class Accumulator:
         # 1 W is 1 nJ/ns. In more than this half the range could have been spent.
         self._silent_ns = 0 if self._modulus is None else 1_000 * self._modulus // (2 * max_power_w)
         self._last: tuple[int, int, int] | None = None
+        self._read_ns = 0
+        self._opened_ns = 0
         self._window_uj = 0
         self._spoilt: str | None = None
         self._unknown = False
@@ -120,7 +132,10 @@ class Accumulator:
             self._window_uj += known
             if self._carried is not None:
                 self._spoil(f"{UNPLACED}: {self._carried}")
-        self._last = (raw_uj, at_ns, awake_ns)
+        # A counter without a range may repeat itself: what it rises by next was spent since it last moved.
+        if self._modulus is not None or self._last is None or raw_uj != self._last[0]:
+            self._last = (raw_uj, at_ns, awake_ns)
+        self._read_ns = at_ns
         self._failing = None
         self._carried = None
 
@@ -140,6 +155,7 @@ class Accumulator:
         self.gaps = Counter(counted.gaps)
         if counted.raw_uj is not None:
             self._last = (counted.raw_uj, at_ns - counted.silent_ns, awake_ns - counted.silent_ns)
+            self._read_ns = at_ns - counted.silent_ns
 
     def counted(self, at_ns: int) -> Counted:
         """What was counted up to the end of the window that has just closed, at `at_ns` on the clock of `offer`."""
@@ -149,6 +165,7 @@ class Accumulator:
     def open(self) -> None:
         """Begin a window at the reading just offered or missed."""
         self._window_uj = 0
+        self._opened_ns = self._read_ns
         self._spoilt = None
         self._unknown = False
         self._carried = self._failing
@@ -165,6 +182,9 @@ class Accumulator:
         for reason in (spoilt, self._failing):
             if reason is not None:
                 self._spoil(reason)
+        long_ns = self._read_ns - self._opened_ns
+        if self._modulus is None and self._is_too_much(self._window_uj, long_ns, long_ns):
+            self._spoil(f"{UNPLACED}: {self._implausible()}")
         energy_uj, gap = self._window_uj, self._spoilt
         self.open()
         if gap is None:
@@ -182,14 +202,22 @@ class Accumulator:
         self, raw_uj: int, at_ns: int, awake_ns: int, last_uj: int, last_ns: int, last_awake_ns: int
     ) -> int | str:
         """Energy between two readings, or why it is not known."""
+        elapsed_ns, up_ns = at_ns - last_ns, awake_ns - last_awake_ns
         if self._modulus is None:
-            return raw_uj - last_uj if raw_uj >= last_uj else COUNTER_RESET
-        elapsed_ns = at_ns - last_ns
+            if raw_uj < last_uj:
+                return COUNTER_RESET
+            rise = raw_uj - last_uj
+            return self._implausible() if self._is_too_much(rise, elapsed_ns, up_ns) else rise
         # The guard stands before the sign of the difference: whole wraps hide behind a rise as well.
         if elapsed_ns > self._silent_ns:
             return AMBIGUOUS
         rise = (raw_uj - last_uj) % self._modulus
-        up_ns = awake_ns - last_awake_ns
-        if 1_000 * rise > self._max_power_w * (up_ns + JITTER_NS) + ASLEEP_W * max(0, elapsed_ns - up_ns):
-            return COUNTER_RESET
-        return rise
+        return COUNTER_RESET if self._is_too_much(rise, elapsed_ns, up_ns) else rise
+
+    def _is_too_much(self, energy_uj: int, elapsed_ns: int, up_ns: int) -> bool:
+        """Whether no domain spends this in that time, of which the machine was up for a part."""
+        most_nj = self._max_power_w * (up_ns + JITTER_NS) + ASLEEP_W * max(0, elapsed_ns - up_ns)
+        return not self.domain.modelled and 1_000 * energy_uj > most_nj
+
+    def _implausible(self) -> str:
+        return f"{IMPLAUSIBLE}: above {self._max_power_w} W"

@@ -1,4 +1,12 @@
-"""CPU time of the machine from ``/proc/stat``, as a counter that never runs backwards."""
+"""CPU time of the machine: what ``/proc/stat`` shows, and two counters of it that never run backwards.
+
+Invariants:
+    * neither counter falls. A fall of the kernel's count adds nothing to the time spent, and spoils no more than the
+      time between the two readings around it;
+    * the CPUs there were between two readings are those that the second shows, so a CPU that comes or goes is counted
+      for the time it was there, but for the time between two readings;
+    * a reading that failed is bridged by the next: the kernel's count holds what was spent meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -18,49 +26,36 @@ _SIZE = 16_384
 
 
 @dataclass(frozen=True, slots=True)
-class CpuTimes:
-    """The machine's CPU time since an instant of no meaning.
+class CpuReading:
+    """What ``/proc/stat`` showed.
 
     Args:
-        busy_ns: time in which a CPU ran something: user, nice, system, irq, softirq. Guests are inside user;
+        busy_jiffies: time in which a CPU ran something: user, nice, system, irq, softirq. Guests are inside user;
             idle, iowait and steal are not busy.
         cpus: logical CPUs online.
     """
 
-    busy_ns: int
+    busy_jiffies: int
     cpus: int
 
 
 class MachineCpu:
-    """Reads ``/proc/stat``.
-
-    The kernel's counts may step back (a CPU that goes offline takes its idle time along, and some kernels let
-    iowait fall); a fall is clamped: it adds nothing, and counting goes on from the lower value.
-    """
+    """Reads ``/proc/stat``."""
 
     def __init__(self, proc_root: Path = Path("/proc")) -> None:
         self._path = str(proc_root / "stat")
         self._file = KeptFiles(_SIZE, most=1)
-        self._last_jiffies: int | None = None
-        self._busy_ns = 0
 
-    def read(self) -> CpuTimes | None:
+    def read(self) -> CpuReading | None:
         """The counts now, or None where the file cannot be read or is not what it should be."""
         try:
             data = self._read()
             name, user, nice, system, _idle, _iowait, irq, softirq = data.split(None, 8)[:8]
-            jiffies = int(user) + int(nice) + int(system) + int(irq) + int(softirq)
+            busy_jiffies = int(user) + int(nice) + int(system) + int(irq) + int(softirq)
         except (OSError, ValueError):
             return None
-        if name != b"cpu":
-            return None
         cpus = data.count(b"\ncpu")
-        if cpus < 1:
-            return None
-        if self._last_jiffies is not None:
-            self._busy_ns += max(0, jiffies - self._last_jiffies) * JIFFY_NS
-        self._last_jiffies = jiffies
-        return CpuTimes(self._busy_ns, cpus)
+        return CpuReading(busy_jiffies, cpus) if name == b"cpu" and cpus > 0 else None
 
     def close(self) -> None:
         """Close what is open; a read opens it again."""
@@ -69,3 +64,43 @@ class MachineCpu:
     def _read(self) -> bytes:
         data = self._file.read(self._path)
         return data if len(data) < _SIZE else Path(self._path).read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTimes:
+    """The machine's CPU time since an instant of no meaning.
+
+    Args:
+        busy_ns: that was spent.
+        total_ns: that there was: logical CPUs online x time.
+    """
+
+    busy_ns: int
+    total_ns: int
+
+
+class CpuCounter:
+    """Adds readings up."""
+
+    def __init__(self) -> None:
+        self._last: tuple[int, int] | None = None
+        self._busy_ns = 0
+        self._total_ns = 0
+
+    def add(self, reading: CpuReading, at_ns: int) -> None:
+        """Take a reading.
+
+        Args:
+            reading: the machine's.
+            at_ns: when, on a clock that never steps back.
+        """
+        if self._last is not None:
+            last_jiffies, last_ns = self._last
+            self._busy_ns += max(0, reading.busy_jiffies - last_jiffies) * JIFFY_NS
+            self._total_ns += reading.cpus * (at_ns - last_ns)
+        self._last = (reading.busy_jiffies, at_ns)
+
+    @property
+    def times(self) -> CpuTimes:
+        """As of the last reading."""
+        return CpuTimes(self._busy_ns, self._total_ns)

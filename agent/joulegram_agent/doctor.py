@@ -3,8 +3,9 @@
 1. Every source is opened and its domains are read once; so are the sensors beside.
 2. `auto`'s choice is asked for, as `joulegram agent` would make it.
 3. Where that does not measure, the first advice of `_ADVICE` whose source and reason are there is given: they stand in
-   the order of what they allow beside reading energy, the least first.
-4. Where a management controller is there and cannot be asked, it is said what would mend that.
+   the order of what they allow beside reading energy, the least first. Where it does, only what is said of boards.
+4. It is said whether the processor blurs its counters over short times (`energy_filter`).
+5. Where a management controller is there and cannot be asked, it is said what would mend that.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joulegram_agent.cgroups import CGROUP_ROOT, Cgroups
+from joulegram_agent.energy_filter import FilterState, energy_filter
 from joulegram_agent.ipmi import SENSOR_ID, has_controller
 from joulegram_agent.nvml_library import LIBRARY
-from joulegram_agent.reasons import NO_POWERCAP, PERMISSION_DENIED
+from joulegram_agent.reasons import MASKED, NO_POWERCAP, PERMISSION_DENIED
 from joulegram_agent.sensor_sources import open_sensors
 from joulegram_agent.sources import COUNTERS, open_reader
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from joulegram_agent.reader import Reader
     from joulegram_agent.sensors import SensorTotals
     from joulegram_pipeline.energy import Method
+
+BOARDS = "nvml"
+"""The source of boards; it measures no CPU."""
 
 _READ_POWERCAP = (
     "run the agent as uid 0 without any capability, or as its own user with CAP_DAC_READ_SEARCH alone (systemd: "
@@ -37,6 +42,16 @@ _READ_PERF = (
 _READ_MSR = (
     "run the agent as uid 0 with CAP_SYS_RAWIO, which allows far more than reading energy: prefer a kernel with "
     "powercap or the power PMU"
+)
+_MOUNT_SYS = (
+    "mount the host's /sys read-only at a path of its own, such as /host/sys, and start the agent with --sysfs-root "
+    "/host/sys: the container's runtime hides powercap under /sys. The counters are root's: uid 0 reads them, without "
+    "any capability"
+)
+_OPEN_BOARDS = (
+    "let the agent's user open /dev/nvidiactl, /dev/nvidia0 and so on for reading and writing: everybody may, unless "
+    "the driver's NVreg_DeviceFileMode says otherwise, and then its NVreg_DeviceFileGID names the group to be in; in a "
+    "container its runtime has to pass them. No capability is needed"
 )
 _LOAD_MODULES = (
     "load a module: intel_rapl_common and intel_rapl_msr show the counters of Intel and AMD under "
@@ -54,8 +69,10 @@ _LOAD_IPMI = (
 _ADVICE = (
     ("powercap", PERMISSION_DENIED, _READ_POWERCAP),
     ("hwmon", PERMISSION_DENIED, _READ_POWERCAP),
+    ("powercap", MASKED, _MOUNT_SYS),
     ("perf", PERMISSION_DENIED, _READ_PERF),
     ("msr", PERMISSION_DENIED, _READ_MSR),
+    (BOARDS, PERMISSION_DENIED, _OPEN_BOARDS),
     ("powercap", NO_POWERCAP, _LOAD_MODULES),
 )
 
@@ -124,8 +141,9 @@ class Diagnosis:
         found: of each source, in the order in which ``auto`` tries them, then the boards.
         takes: what ``auto`` takes.
         method: of that.
-        advice: what would make CPU energy measured; None where it is, or where nothing would.
+        advice: what would make CPU energy measured, or that of boards beside it; None where all is, or nothing would.
         cgroups: what can be told of containers.
+        blurred: whether RAPL is filtered, and by what that is told.
         beside: the sensors that are shown beside and are in no sum, read once.
         beside_advice: what would let a management controller be asked; None where it is, or where there is none.
     """
@@ -135,6 +153,7 @@ class Diagnosis:
     method: Method
     advice: str | None
     cgroups: FoundCgroups
+    blurred: tuple[FilterState, str]
     beside: tuple[SensorTotals, ...] = ()
     beside_advice: str | None = None
 
@@ -155,6 +174,7 @@ class Diagnosis:
         if self.beside_advice is not None:
             lines.append(f"{'':<9} to do: {self.beside_advice}")
         lines.append(f"{'auto':<9} takes {self.takes}, {self.method.value}")
+        lines.append(f"{'filter':<9} {self.blurred[0].value}: {self.blurred[1]}")
         lines.append(f"{'cgroups':<9} {self.cgroups.text()}")
         if self.advice is not None:
             lines.append(f"{'to do':<9} {self.advice}")
@@ -175,6 +195,7 @@ class Diagnosis:
             "beside": [each.to_json() for each in self.beside],
             "beside_advice": self.beside_advice,
             "auto": {"source": self.takes, "method": self.method.value},
+            "energy_filter": {"state": self.blurred[0].value, "told_by": self.blurred[1]},
             "cgroups": self.cgroups.to_json(),
             "advice": self.advice,
         }
@@ -194,17 +215,24 @@ def examine(
             source, sysfs_root=sysfs_root, proc_root=proc_root, dev_root=dev_root, nvml_library=nvml_library
         )
 
-    found = tuple(_try(source, opened) for source in (*COUNTERS, "nvml"))
+    found = tuple(_try(source, opened) for source in (*COUNTERS, BOARDS))
     sensors = open_sensors(sysfs_root, dev_root)
     sensors.sample()
     sensors.close()
     auto = opened("auto")
     takes, method = auto.source, auto.method
     auto.close()
-    advice = None if _measures(found) else _advice(found)
+    advice = _advice(found if not _measures(found) else found[len(COUNTERS) :])
     beside = sensors.totals
     return Diagnosis(
-        found, takes, method, advice, _look_at_cgroups(cgroup_root), beside, _beside_advice(beside, sysfs_root)
+        found,
+        takes,
+        method,
+        advice,
+        _look_at_cgroups(cgroup_root),
+        energy_filter(proc_root, dev_root),
+        beside,
+        _beside_advice(beside, sysfs_root),
     )
 
 

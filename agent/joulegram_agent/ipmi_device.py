@@ -10,11 +10,14 @@ Invariants:
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
+import struct
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from joulegram_agent.descriptor import Descriptor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,53 +29,23 @@ _ADDRESS_BYTES = 40
 _MESSAGE_BYTES = 272
 
 
-class _SystemInterface(ctypes.Structure):
-    """``ipmi_system_interface_addr``; the unit number 0 is the controller's own."""
+_ADDRESS = struct.Struct("ihBx")
+"""``ipmi_system_interface_addr``: type, channel, unit number, of which 0 is the controller's own."""
 
-    _fields_ = (("addr_type", ctypes.c_int), ("channel", ctypes.c_short), ("lun", ctypes.c_ubyte))
+_REQUEST = struct.Struct("PIlBBHP")
+"""``ipmi_req``: address, its length, number, and of the ``ipmi_msg`` netfn, cmd, length of the data, data."""
 
-
-class _Message(ctypes.Structure):
-    """``ipmi_msg``."""
-
-    _fields_ = (
-        ("netfn", ctypes.c_ubyte),
-        ("cmd", ctypes.c_ubyte),
-        ("data_len", ctypes.c_ushort),
-        ("data", ctypes.c_void_p),
-    )
+_RECEIVED = struct.Struct("iPIlBBHP")
+"""``ipmi_recv``: type, and what a request has."""
 
 
-class _Request(ctypes.Structure):
-    """``ipmi_req``."""
-
-    _fields_ = (
-        ("addr", ctypes.c_void_p),
-        ("addr_len", ctypes.c_uint),
-        ("msgid", ctypes.c_long),
-        ("msg", _Message),
-    )
-
-
-class _Received(ctypes.Structure):
-    """``ipmi_recv``."""
-
-    _fields_ = (
-        ("recv_type", ctypes.c_int),
-        ("addr", ctypes.c_void_p),
-        ("addr_len", ctypes.c_uint),
-        ("msgid", ctypes.c_long),
-        ("msg", _Message),
-    )
-
-
-def _number(direction: int, number: int, argument: type[ctypes.Structure]) -> int:
+def _number(direction: int, number: int, argument: struct.Struct) -> int:
     """The number of an ioctl, asm-generic/ioctl.h; 1 writes, 2 reads."""
-    return direction << 30 | ctypes.sizeof(argument) << 16 | ord("i") << 8 | number
+    return direction << 30 | argument.size << 16 | ord("i") << 8 | number
 
 
-_SEND_COMMAND = _number(2, 13, _Request)
-_RECEIVE_MSG_TRUNC = _number(3, 11, _Received)
+_SEND_COMMAND = _number(2, 13, _REQUEST)
+_RECEIVE_MSG_TRUNC = _number(3, 11, _RECEIVED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +61,19 @@ class Response:
     data: bytes
 
 
-class IpmiDevice:
-    """One management controller, opened once.
-
-    Args:
-        path: ``/dev/ipmi0``.
+class IpmiDevice(Descriptor):
+    """One management controller, ``/dev/ipmi0``, opened once.
 
     Raises:
         OSError: it cannot be opened.
     """
 
-    _fd = -1
-
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        super().__init__(path, os.O_RDWR)
 
     def fileno(self) -> int:
         """For `select`: readable while a message lies ready."""
-        return self._fd
+        return self.fd
 
     def send(self, msgid: int, netfn: int, cmd: int, data: bytes) -> None:
         """Queue a request for the controller itself.
@@ -113,11 +81,10 @@ class IpmiDevice:
         Raises:
             OSError: as the kernel refuses.
         """
-        address = _SystemInterface(_SYSTEM_INTERFACE, _BMC_CHANNEL, 0)
-        payload = ctypes.create_string_buffer(data, len(data))
-        message = _Message(netfn, cmd, len(data), ctypes.addressof(payload))
-        request = _Request(ctypes.addressof(address), ctypes.sizeof(address), msgid, message)
-        fcntl.ioctl(self._fd, _SEND_COMMAND, request)
+        address = array("B", _ADDRESS.pack(_SYSTEM_INTERFACE, _BMC_CHANNEL, 0))
+        payload = array("B", data)
+        request = _REQUEST.pack(*_place(address), msgid, netfn, cmd, len(data), _place(payload)[0])
+        fcntl.ioctl(self.fd, _SEND_COMMAND, request)
 
     def receive(self) -> Response | None:
         """Take the next message; None where it is an event, or a command, and answers nothing.
@@ -125,19 +92,13 @@ class IpmiDevice:
         Raises:
             OSError: as the kernel refuses; EAGAIN where none lies ready.
         """
-        address, payload = ctypes.create_string_buffer(_ADDRESS_BYTES), ctypes.create_string_buffer(_MESSAGE_BYTES)
-        message = _Message(data_len=_MESSAGE_BYTES, data=ctypes.addressof(payload))
-        received = _Received(addr=ctypes.addressof(address), addr_len=_ADDRESS_BYTES, msg=message)
-        fcntl.ioctl(self._fd, _RECEIVE_MSG_TRUNC, received)
-        if received.recv_type != _RESPONSE:
-            return None
-        return Response(received.msgid, payload.raw[: received.msg.data_len])
+        address, payload = array("B", bytes(_ADDRESS_BYTES)), array("B", bytes(_MESSAGE_BYTES))
+        received = bytearray(_RECEIVED.pack(0, *_place(address), 0, 0, 0, _MESSAGE_BYTES, _place(payload)[0]))
+        fcntl.ioctl(self.fd, _RECEIVE_MSG_TRUNC, received)
+        kind, _, _, msgid, _, _, length, _ = _RECEIVED.unpack(received)
+        return Response(msgid, payload[:length].tobytes()) if kind == _RESPONSE else None
 
-    def __del__(self) -> None:
-        """Whoever forgets to close gives back what is open all the same, as with files."""
-        self.close()
 
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+def _place(data: array[int]) -> tuple[int, int]:
+    """Address and length in bytes: without ctypes, which would be a sixtieth of the agent's memory."""
+    return data.buffer_info()

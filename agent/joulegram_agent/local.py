@@ -153,8 +153,8 @@ class LocalAgent:
             raise AgentError(f"the agent's sampling loop has ended: {self._task!r}")
 
     def _passed(self, wall_ns: int) -> bool:
-        published = self.sampler.published
-        return bool(published) and published[-1].end_ns >= wall_ns
+        newest = self.sampler.ring.last
+        return newest is not None and newest.end_ns >= wall_ns
 
     def _save(self) -> None:
         state = self.sampler.state

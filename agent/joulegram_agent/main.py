@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from joulegram_agent import DEFAULT_SOCKET
 from joulegram_agent.cgroups import CGROUP_ROOT
+from joulegram_agent.counters import HIGHEST_POWER_W, MAX_POWER_W
 from joulegram_agent.local import LocalAgent
 from joulegram_agent.notify import Watchdog, notify, watched
 from joulegram_agent.peers import Allowed, group_numbers
@@ -104,6 +105,7 @@ def open_agent(
     processes: str = "named",
     watts_idle: float | None = None,
     watts_max: float | None = None,
+    max_power_w: int = MAX_POWER_W,
     state: Path | None = None,
 ) -> LocalAgent:
     """An agent that is not entered yet.
@@ -117,13 +119,16 @@ def open_agent(
         processes: one of `PROCESSES`: the named with their descendants, or every one besides.
         watts_idle: for the model, watts of an idle logical CPU.
         watts_max: for the model, watts of a busy logical CPU.
+        max_power_w: more than one domain draws: a counter that says so is not believed, see `Accumulator`.
         state: file in which its counts survive a restart; without one they begin anew.
 
     Raises:
-        ConfigError: as `open_reader`; or `processes` is none of `PROCESSES`.
+        ConfigError: as `open_reader`; or `processes` is none of `PROCESSES`, or `max_power_w` is out of bounds.
     """
     if processes not in PROCESSES:
         raise ConfigError("processes", processes, "one of " + ", ".join(PROCESSES))
+    if not 1 <= max_power_w <= HIGHEST_POWER_W:
+        raise ConfigError("max_power_w", max_power_w, f"watts of one domain, from 1 to {HIGHEST_POWER_W}")
     reader = open_reader(
         source,
         sysfs_root=sysfs_root,
@@ -132,7 +137,13 @@ def open_agent(
         watts_idle=watts_idle,
         watts_max=watts_max,
     )
-    sampler = Sampler(reader, proc_root=proc_root, cgroup_root=cgroup_root, every_process=processes == "all")
+    sampler = Sampler(
+        reader,
+        proc_root=proc_root,
+        cgroup_root=cgroup_root,
+        every_process=processes == "all",
+        max_power_w=max_power_w,
+    )
     return LocalAgent(
         reader,
         sampler,
@@ -152,6 +163,7 @@ async def run_agent(
     processes: str = "named",
     watts_idle: float | None = None,
     watts_max: float | None = None,
+    max_power_w: int = MAX_POWER_W,
     state: Path | None = None,
     outside: Outside | None = None,
 ) -> None:
@@ -167,6 +179,7 @@ async def run_agent(
         processes: see `open_agent`.
         watts_idle: see `open_reader`.
         watts_max: see `open_reader`.
+        max_power_w: see `open_agent`.
         state: file in which the counts survive a restart; by default ``agent-state.json`` beside the socket.
         outside: whom it meets; None is nobody but those on the socket.
 
@@ -185,6 +198,7 @@ async def run_agent(
         processes=processes,
         watts_idle=watts_idle,
         watts_max=watts_max,
+        max_power_w=max_power_w,
         state=state or socket.parent / FILE_NAME,
     )
     async with AsyncExitStack() as stack:

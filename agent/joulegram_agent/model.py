@@ -26,7 +26,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from joulegram_agent.cpu import MachineCpu
+from joulegram_agent.cpu import CpuCounter, MachineCpu
 from joulegram_agent.cpu_frequency import WHOLE_PPM, CpuFrequency
 from joulegram_agent.cpu_topology import read_cpuinfo, read_processor
 from joulegram_agent.model_table import Row, row_of
@@ -110,13 +110,12 @@ class ModelReader:
             raise ConfigError("watts_max", max_w, f"at least watts_idle, {idle_w}")
         self._idle_mw = round(idle_w * _MW_PER_W)
         self._dynamic_mw = round(max_w * _MW_PER_W) - self._idle_mw
-        self._cpu = MachineCpu(proc_root)
+        self._machine = MachineCpu(proc_root)
+        self._cpu = CpuCounter()
         self._clock = clock or SystemClock()
         given = watts_idle is not None or watts_max is not None
         self._frequency = None if given else CpuFrequency(sysfs_root)
-        self._last_mono_ns: int | None = None
         self._last_busy_ns = 0
-        self._cpu_ns = 0
         self._scaled_ns_ppm = 0
         self._unread = Gap(MODEL_DOMAIN.id, f"read_failed: {proc_root / 'stat'}")
         scaled = self._frequency is not None and self._frequency.share_ppm(self._clock.mono_ns()) is not None
@@ -127,22 +126,21 @@ class ModelReader:
         return (MODEL_DOMAIN,)
 
     def read(self) -> Reading:
-        times = self._cpu.read()
-        if times is None:
+        cpu = self._machine.read()
+        if cpu is None:
             return Reading(gaps=(self._unread,))
         mono_ns = self._clock.mono_ns()
-        if self._last_mono_ns is not None:
-            self._cpu_ns += times.cpus * (mono_ns - self._last_mono_ns)
-        self._last_mono_ns = mono_ns
+        self._cpu.add(cpu, mono_ns)
+        times = self._cpu.times
         share_ppm = None if self._frequency is None else self._frequency.share_ppm(mono_ns)
         self._scaled_ns_ppm += (times.busy_ns - self._last_busy_ns) * (WHOLE_PPM if share_ppm is None else share_ppm)
         self._last_busy_ns = times.busy_ns
-        static_uj = self._idle_mw * self._cpu_ns // _MW_NS_PER_UJ
+        static_uj = self._idle_mw * times.total_ns // _MW_NS_PER_UJ
         dynamic_uj = self._dynamic_mw * self._scaled_ns_ppm // (_MW_NS_PER_UJ * WHOLE_PPM)
-        return Reading({MODEL_DOMAIN.id: static_uj + dynamic_uj}, static_uj={MODEL_DOMAIN.id: static_uj})
+        return Reading({MODEL_DOMAIN.id: static_uj + dynamic_uj}, static_uj={MODEL_DOMAIN.id: static_uj}, cpu=cpu)
 
     def close(self) -> None:
-        self._cpu.close()
+        self._machine.close()
 
 
 def _given(idle_w: float, max_w: float) -> str:

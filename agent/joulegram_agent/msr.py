@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from joulegram_agent.counters import reason_code
 from joulegram_agent.cpu_topology import Place, online_list, places, read_cpu_list, read_processor
+from joulegram_agent.descriptor import Descriptor
 from joulegram_agent.msr_registers import COUNTER_MASK, KNOWN, range_uj, raw_to_uj, registers_of, unit_shift
 from joulegram_agent.reader import Reading
 from joulegram_agent.reasons import NO_MSR, PERMISSION_DENIED, READ_FAILED, errno_name, is_gone, why
@@ -47,32 +48,15 @@ class Msr(Protocol):
         """Close it."""
 
 
-class MsrFile:
-    """The registers of one CPU, opened once.
-
-    Args:
-        path: ``/dev/cpu/N/msr``.
+class MsrFile(Descriptor):
+    """The registers of one CPU, ``/dev/cpu/N/msr``, opened once.
 
     Raises:
         OSError: EPERM without CAP_SYS_RAWIO, EACCES without read access, ENXIO where the CPU is offline.
     """
 
-    _fd = -1
-
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
     def read(self, address: int) -> bytes:
-        return os.pread(self._fd, _REGISTER_BYTES, address)
-
-    def __del__(self) -> None:
-        """Whoever forgets to close gives back what is open all the same, as with files."""
-        self.close()
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        return os.pread(self.fd, _REGISTER_BYTES, address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 HW_TYPES = {DomainKind.CPU: "cpu", DomainKind.DRAM: "memory", DomainKind.GPU: "gpu"}
 
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+"""Of the conventions that the names are from, so that who keeps to others can translate them."""
+
 _CUMULATIVE = 2
 _SCOPE = "joulegram_agent"
 
@@ -54,21 +57,21 @@ class EnergySeries:
         2. Energy of a domain = totals - base; the host's is the sum over domains.
         3. Power of a domain = its energy / time, over the ticks since the last request that was taken.
         """
-        batch, totals = self._sampler.batch(0), self._sampler.totals
-        if not batch.ticks:
+        batch, totals, newest = self._sampler.about, self._sampler.totals, self._sampler.ring.last
+        if newest is None:
             return None
         if batch.epoch != self._epoch:
-            self._epoch, self._start_ns, self._sent_ns = batch.epoch, batch.ticks[0].start_ns, 0
+            kept = self._sampler.published
+            self._epoch, self._start_ns, self._sent_ns = batch.epoch, kept[0].start_ns, 0
             self._base_uj = {
-                key: uj - sum(tick.energy_uj.get(key, 0) for tick in batch.ticks)
-                for key, uj in totals.energy_uj.items()
+                key: uj - sum(tick.energy_uj.get(key, 0) for tick in kept) for key, uj in totals.energy_uj.items()
             }
-        at_ns = batch.ticks[-1].end_ns
+        at_ns = newest.end_ns
         counted_uj = {key: uj - self._base_uj[key] for key, uj in totals.known_uj.items()}
         if at_ns <= self._sent_ns or not counted_uj:
             return None
         domains = [domain for domain in batch.domains if domain.id in counted_uj]
-        new = [tick for tick in batch.ticks if tick.end_ns > self._sent_ns]
+        new = list(self._sampler.ring.touching(self._sent_ns, at_ns))
         request = self._request(batch.source, batch.method.value, self._metrics(domains, counted_uj, new, at_ns))
         return json.dumps(request, separators=(",", ":")).encode("utf-8"), at_ns
 
@@ -85,8 +88,17 @@ class EnergySeries:
             "energy.source": source,
             "energy.method": method,
         }
-        scope = {"scope": {"name": _SCOPE, "version": self._version}, "metrics": metrics}
-        return {"resourceMetrics": [{"resource": {"attributes": _attributes(resource)}, "scopeMetrics": [scope]}]}
+        scope = {
+            "scope": {"name": _SCOPE, "version": self._version},
+            "metrics": metrics,
+            "schemaUrl": SCHEMA_URL,
+        }
+        whole = {
+            "resource": {"attributes": _attributes(resource)},
+            "scopeMetrics": [scope],
+            "schemaUrl": SCHEMA_URL,
+        }
+        return {"resourceMetrics": [whole]}
 
     def _metrics(
         self, domains: Iterable[Domain], counted_uj: Mapping[str, int], new: Iterable[Tick], at_ns: int

@@ -4,7 +4,7 @@ Invariants:
     * counters stay open and are read with ``os.pread``: a sweep costs a few microseconds a zone;
     * the set of domains is fixed when the reader is made; a zone that comes later is seen at the next start. One that
       went is a gap named ``domain_vanished`` (D-05), and is looked for by its name until it is back, as after a
-      reload of the kernel's module;
+      reload of the kernel's module; back, but not for whom the agent has become, it is ``permission_denied``;
     * a zone that cannot be read stays in the set as a gap; it is never left out in silence and never 0 (D-06,
       D-10).
 """
@@ -16,9 +16,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from joulegram_agent.powercap_zones import Zone, measured_zones, powercap_root
+from joulegram_agent.descriptor import Descriptor
+from joulegram_agent.powercap_zones import Zone, masked_entry, measured_zones, powercap_root
 from joulegram_agent.reader import Reading
-from joulegram_agent.reasons import DOMAIN_VANISHED, NO_POWERCAP, PERMISSION_DENIED, READ_FAILED, is_gone, why
+from joulegram_agent.reasons import DOMAIN_VANISHED, MASKED, NO_POWERCAP, PERMISSION_DENIED, READ_FAILED, is_gone, why
 from joulegram_pipeline.energy import Domain, Gap, Method
 from joulegram_pipeline.units import uj_to_j
 
@@ -53,32 +54,11 @@ class Counter(Protocol):
         """Close it."""
 
 
-class CounterFile:
-    """A counter of sysfs, opened once.
-
-    Args:
-        path: of ``energy_uj``.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-
-    _fd = -1
-
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+class CounterFile(Descriptor):
+    """A counter of sysfs, ``energy_uj``, opened once."""
 
     def read(self) -> bytes:
-        return os.pread(self._fd, 64, 0)
-
-    def __del__(self) -> None:
-        """Whoever forgets to close gives back what is open all the same, as with files."""
-        self.close()
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        return os.pread(self.fd, 64, 0)
 
 
 class PowercapReader:
@@ -109,7 +89,10 @@ class PowercapReader:
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             self.reason = f"{NO_POWERCAP if missing else why(error)}: {root}: {error.strerror or error}"
         else:
-            if not self._zones:
+            hidden = None if self._zones else masked_entry(sysfs_root)
+            if hidden is not None:
+                self.reason = f"{MASKED}: {hidden} leads nowhere, as in a container whose runtime hides the zones"
+            elif not self._zones:
                 self.reason = f"{NO_POWERCAP}: {root} shows no package and no dram"
         self._open()
         self._drop_mirrors()
@@ -130,10 +113,10 @@ class PowercapReader:
         for zone in self._zones:
             key = zone.domain.id
             value = self._read(zone, key)
-            if isinstance(value, str):
-                gaps.append(Gap(key, value))
-            else:
+            if isinstance(value, int):
                 counters[key] = value
+            else:
+                gaps.append(Gap(key, value))
         return Reading(counters, tuple(gaps))
 
     def lasting(self) -> dict[str, str]:
@@ -197,11 +180,15 @@ class PowercapReader:
             back = [other for other in measured_zones(self._sysfs_root) if other.domain == zone.domain]
             counter = self._open_counter(back[0].path / "energy_uj") if back else None
         except OSError as error:
+            # Where privileges were dropped the zone is there again and refuses: that is no longer that it vanished.
+            self._refused[key] = why(error)
             log.debug("domain %s: %s", key, error)
             return None
-        if counter is not None:
-            del self._gone[key]
-            self._counters[key] = counter
+        if counter is None:
+            self._refused[key] = DOMAIN_VANISHED
+            return None
+        del self._gone[key]
+        self._counters[key] = counter
         return counter
 
     def _drop_mirrors(self) -> None:

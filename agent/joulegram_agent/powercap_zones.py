@@ -78,6 +78,18 @@ def measured_zones(sysfs_root: Path) -> tuple[Zone, ...]:
     return tuple(sorted(chosen.values(), key=lambda zone: _natural(zone.domain.id)))
 
 
+def masked_entry(sysfs_root: Path) -> Path | None:
+    """An entry that leads nowhere, as where a container's runtime hides ``devices/virtual/powercap``; None if all lead.
+
+    The runtime leaves the class as it is, which lists the host's zones: so this is told from a machine without any.
+    """
+    try:
+        entries = sorted(powercap_root(sysfs_root).iterdir())
+    except OSError:
+        return None
+    return next((entry for entry in entries if entry.is_symlink() and not entry.exists()), None)
+
+
 def psys_zones(sysfs_root: Path) -> tuple[tuple[str, Path, int | None], ...]:
     """Name, directory and range of each psys zone. Never raises: no powercap is no psys."""
     found: dict[str, tuple[str, Path, int | None]] = {}

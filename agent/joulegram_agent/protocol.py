@@ -9,20 +9,21 @@ Invariants:
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from joulegram_agent import MAX_NAMED
-from joulegram_pipeline.energy import PUBLISH_S, domain_to_json
+from joulegram_pipeline.energy import PUBLISH_S, TickBatch, domain_to_json
 from joulegram_pipeline.errors import AgentError, JoulegramError, WireError
 from joulegram_pipeline.units import NS_PER_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from joulegram_agent.local import LocalAgent
     from joulegram_agent.session import Session
-    from joulegram_pipeline.energy import Tick, TickBatch
+    from joulegram_pipeline.energy import Domain, Method, Tick
 
 VERSION = 1
 MAX_REQUEST_BYTES = 64 * 1024
@@ -39,6 +40,8 @@ _WINDOW_COST = 10
 _MAX_ID = 2**53 - 1
 _MAX_PID = 2**31 - 1
 _MAX_NS = 2**63 - 1
+
+_encode_tick = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,20 +138,32 @@ def event_line(request_id: int | str | None, page: Page) -> bytes:
     return _dump({"v": VERSION, "id": request_id, "event": "ticks"})[:-1] + b',"batch":' + page.data + b"}\n"
 
 
-def page_of(batch: TickBatch) -> Page:
-    """The first ticks of a batch, up to the one with which they pass `PAGE_BYTES`; ``more`` says that some are left."""
-    # `to_bytes` sorts its keys, and `ticks` is the last of them.
-    head = replace(batch, ticks=()).to_bytes().removesuffix(b"]}")
-    ticks: list[bytes] = []
-    size = 0
-    for tick in batch.ticks:
-        ticks.append(json.dumps(tick.to_json(), sort_keys=True, separators=(",", ":")).encode("ascii"))
-        size += len(ticks[-1])
+def page_of(about: TickBatch, ticks: Iterable[Tick]) -> Page:
+    """The first ticks of a batch, up to the one with which they pass `PAGE_BYTES`; ``more`` says that some are left.
+
+    Args:
+        about: what the batch says beside its ticks.
+        ticks: of it; no more are taken than are told, and one.
+    """
+    head = _head(about.epoch, about.source, about.method, about.reason, about.domains)
+    told: list[bytes] = []
+    size = last_seq = 0
+    more = b""
+    for tick in ticks:
         if size >= PAGE_BYTES:
+            more = b',"more":true'
             break
-    more = b"" if len(ticks) == len(batch.ticks) else b',"more":true'
-    last_seq = batch.ticks[len(ticks) - 1].seq if ticks else 0
-    return Page(head + b",".join(ticks) + b"]" + more + b"}", last_seq)
+        told.append(_encode_tick(tick.to_json()).encode("ascii"))
+        size += len(told[-1])
+        last_seq = tick.seq
+    return Page(head + b",".join(told) + b"]" + more + b"}", last_seq)
+
+
+@lru_cache(maxsize=1)
+def _head(epoch: str, source: str, method: Method, reason: str | None, domains: tuple[Domain, ...]) -> bytes:
+    """What stands before the ticks of a batch: the same in each of an epoch."""
+    # `to_bytes` sorts its keys, and `ticks` is the last of them.
+    return TickBatch(epoch, source, method, reason, domains, ()).to_bytes().removesuffix(b"]}")
 
 
 def request_id_of(request: Mapping[str, Any]) -> int | str | None:
@@ -160,7 +175,7 @@ def request_id_of(request: Mapping[str, Any]) -> int | str | None:
 
 
 def _hello(agent: LocalAgent, _session: Session, _request: Mapping[str, Any]) -> bytes:
-    batch = agent.sampler.batch(0)
+    batch = agent.sampler.about
     out: dict[str, Any] = {
         "protocol": VERSION,
         "epoch": batch.epoch,
@@ -177,16 +192,16 @@ def _hello(agent: LocalAgent, _session: Session, _request: Mapping[str, Any]) ->
 
 
 def _ticks(agent: LocalAgent, _session: Session, request: Mapping[str, Any]) -> bytes:
-    return page_of(agent.sampler.batch(_integer(request, "after", 0, _MAX_ID))).data
+    return page_of(agent.sampler.about, agent.sampler.above(_integer(request, "after", 0, _MAX_ID))).data
 
 
 def _subscribe(agent: LocalAgent, session: Session, request: Mapping[str, Any]) -> bytes:
-    published = agent.sampler.published
-    last = published[-1].seq if published else 0
+    newest = agent.sampler.ring.last
+    last = 0 if newest is None else newest.seq
     after = last if request.get("after") is None else _integer(request, "after", 0, _MAX_ID)
     if after > last:
         after = 0  # another epoch's, as in `ticks`
-    epoch = agent.sampler.batch(last).epoch
+    epoch = agent.sampler.about.epoch
     session.begin(request_id_of(request), epoch, after)
     return _dump({"epoch": epoch, "after": after})
 
@@ -212,7 +227,7 @@ def _window(agent: LocalAgent, _session: Session, request: Mapping[str, Any]) ->
     end_ns = _integer(request, "end_ns", 0, _MAX_NS)
     if end_ns - start_ns < round(PUBLISH_S * NS_PER_S):
         raise WireError(f"window: got {end_ns - start_ns} ns, expected at least {PUBLISH_S} s")
-    touched = [tick for tick in agent.sampler.published if tick.end_ns > start_ns and tick.start_ns < end_ns]
+    touched = list(agent.sampler.ring.touching(start_ns, end_ns))
     if not touched:
         raise AgentError(f"no published tick touches the window from {start_ns} to {end_ns}")
     return _dump(window_of(agent, touched))
@@ -221,9 +236,9 @@ def _window(agent: LocalAgent, _session: Session, request: Mapping[str, Any]) ->
 def window_of(agent: LocalAgent, ticks: list[Tick]) -> dict[str, Any]:
     """The sum over whole ticks, and what it covers; a domain with a gap in any of them has no energy here."""
     missing = {gap.domain: gap.reason for tick in reversed(ticks) for gap in tick.gaps}
-    known = [domain.id for domain in agent.sampler.batch(0).domains if domain.id not in missing and "*" not in missing]
+    known = [domain.id for domain in agent.sampler.about.domains if domain.id not in missing and "*" not in missing]
     return {
-        "epoch": agent.sampler.batch(0).epoch,
+        "epoch": agent.sampler.about.epoch,
         "start_ns": str(ticks[0].start_ns),
         "end_ns": str(ticks[-1].end_ns),
         "ticks": len(ticks),
@@ -236,7 +251,7 @@ def _counters(agent: LocalAgent, _session: Session, _request: Mapping[str, Any])
     totals = agent.sampler.totals
     return _dump(
         {
-            "epoch": agent.sampler.batch(0).epoch,
+            "epoch": agent.sampler.about.epoch,
             "at_ns": None if totals.at_ns is None else str(totals.at_ns),
             "energy_uj": dict(totals.energy_uj),
             "unplaced_uj": dict(totals.unplaced_uj),

@@ -10,6 +10,8 @@ from joulegram_pipeline.energy import Domain, Gap, Method
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from joulegram_agent.cpu import CpuReading
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -20,11 +22,13 @@ class Reading:
         gaps: the domains that could not be read, with reasons. Each domain is in exactly one of the two.
         static_uj: counter of the energy that would have been spent idle, for the domains whose source knows
             it.
+        cpu: the machine's CPU time, where the source goes by it: then nobody has to read it once more.
     """
 
     counters_uj: Mapping[str, int] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
     static_uj: Mapping[str, int] = field(default_factory=dict)
+    cpu: CpuReading | None = None
 
 
 class Reader(Protocol):

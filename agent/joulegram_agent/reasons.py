@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 
 NO_POWERCAP = "no_powercap"
+MASKED = "masked"
 NO_MSR = "no_msr"
 NO_PERF = "no_perf"
 NO_CGROUPS = "no_cgroups"

@@ -8,7 +8,8 @@ Invariants:
     * if the wall clock fell back behind the last tick, no window can follow without overlap: a new epoch
       begins;
     * CPU time of the machine, of named processes and of cgroups is read when the energy of the window is, so that no
-      share of it goes by what was spent in another;
+      share of it goes by what was spent in another. That of the machine and of named processes is read at each sample;
+      one at which the machine's could not be read is bridged by the next, but at an edge of a window it is unknown;
     * deadlines are counted from the window's opening. Those that passed while a read was slow or the process
       did not run are skipped, not made up for: what was missed becomes one long tick.
 """
@@ -17,28 +18,27 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from joulegram_agent.cgroups import Cgroups
 from joulegram_agent.counters import MAX_POWER_W, Accumulator
-from joulegram_agent.cpu import CpuTimes, MachineCpu
+from joulegram_agent.cpu import CpuCounter, CpuTimes, MachineCpu
 from joulegram_agent.every_process import EveryProcess
 from joulegram_agent.pace import pace_of
 from joulegram_agent.processes import ProcessTrees
 from joulegram_agent.pulse import Pulse
 from joulegram_agent.reader import Lasting, SharesBoards
 from joulegram_agent.restart import AGENT_RESTART, Restart
+from joulegram_agent.ring import TickRing
 from joulegram_agent.state import AgentState, Instant
 from joulegram_pipeline.clock import BootClock, SystemClock
 from joulegram_pipeline.energy import PUBLISH_S, DomainKind, Gap, Tick, TickBatch
 from joulegram_pipeline.units import NS_PER_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from joulegram_agent.reader import Reader, Reading
 
@@ -128,7 +128,9 @@ class Sampler:
         self._domains = reader.domains()
         self._accumulators = {domain.id: Accumulator(domain, max_power_w) for domain in self._domains}
         self._machine = MachineCpu(proc_root)
-        self._ring: deque[Tick] = deque(maxlen=max(1, round(ring_s / PUBLISH_S)))
+        self._cpu = CpuCounter()
+        self._is_cpu_known = False
+        self.ring = TickRing(max(1, round(ring_s / PUBLISH_S)))
         self._boot_id = _boot_id(proc_root)
         self._epoch = ""
         self._seq = 0
@@ -174,20 +176,21 @@ class Sampler:
     @property
     def published(self) -> tuple[Tick, ...]:
         """The ticks still kept, oldest first; all of one epoch."""
-        return tuple(self._ring)
+        return tuple(self.ring.above(0))
+
+    @property
+    def about(self) -> TickBatch:
+        """What a batch says beside its ticks."""
+        reader = self._reader
+        return TickBatch(self._epoch, reader.source, reader.method, reader.reason, self._domains, ())
+
+    def above(self, after: int) -> Iterator[Tick]:
+        """The kept ticks above `after`; all if `after` lies beyond the last, being another epoch's."""
+        return self.ring.above(after if after <= self._seq else 0)
 
     def batch(self, after: int) -> TickBatch:
-        """The kept ticks above `after`; all if `after` lies beyond the last, being another epoch's."""
-        if after > self._seq:
-            after = 0
-        return TickBatch(
-            epoch=self._epoch,
-            source=self._reader.source,
-            method=self._reader.method,
-            reason=self._reader.reason,
-            domains=self._domains,
-            ticks=tuple(islice(self._ring, max(0, len(self._ring) - (self._seq - after)), None)),
-        )
+        """As `above`, with what they are of."""
+        return replace(self.about, ticks=tuple(self.above(after)))
 
     def sample(self) -> Tick | None:
         """Read every counter once; the tick if that closed a window. The first call opens the first one."""
@@ -219,7 +222,7 @@ class Sampler:
         loop = asyncio.get_running_loop()
         failed: asyncio.Future[None] = loop.create_future()
         pace = pace_of(loop)
-        due_ns = self._next_due()
+        due_ns = self._next_due(self._clock.mono_ns())
 
         def step() -> bool:
             nonlocal due_ns
@@ -228,11 +231,12 @@ class Sampler:
                 now_ns = self._clock.mono_ns()
                 if due_ns <= now_ns:
                     tick = self.sample()
-                    was_due_ns, due_ns = due_ns, self._next_due()
+                    now_ns = self._clock.mono_ns()
+                    was_due_ns, due_ns = due_ns, self._next_due(now_ns)
                     self.pulse.missed(max(0, (due_ns - was_due_ns) // self._sample_ns - 1))
                     if tick is not None:
                         on_tick(tick)
-                    now_ns = self._clock.mono_ns()
+                        now_ns = self._clock.mono_ns()
                 pace.after(max(0, due_ns - now_ns), step)
             except Exception as error:  # noqa: BLE001 - raised where `run` is awaited
                 failed.set_exception(error)
@@ -245,8 +249,7 @@ class Sampler:
         finally:
             pace.stop()
 
-    def _next_due(self) -> int:
-        now_ns = self._clock.mono_ns()
+    def _next_due(self, now_ns: int) -> int:
         if self._edge is None:
             return now_ns
         passed = (now_ns - self._edge.mono_ns) // self._sample_ns
@@ -268,13 +271,18 @@ class Sampler:
         if self._sampled is not None:
             self._longest_ns += now.since(self._sampled)
         self._sampled = now
+        accumulators, at_ns, mono_ns = self._accumulators, self._longest_ns, now.mono_ns
         for domain, raw_uj in reading.counters_uj.items():
-            self._accumulators[domain].offer(raw_uj, self._longest_ns, now.mono_ns)
+            accumulators[domain].offer(raw_uj, at_ns, mono_ns)
         for gap in reading.gaps:
-            self._accumulators[gap.domain].miss(gap.reason)
+            accumulators[gap.domain].miss(gap.reason)
+        cpu = reading.cpu or self._machine.read()
+        self._is_cpu_known = cpu is not None
+        if cpu is not None:
+            self._cpu.add(cpu, mono_ns)
 
     def _make_edge(self, reading: Reading, now: Instant) -> _Edge:
-        return _Edge(now, self._machine.read(), reading.static_uj)
+        return _Edge(now, self._cpu.times if self._is_cpu_known else None, reading.static_uj)
 
     def _shares(self) -> tuple[dict[int, int], dict[int, int], dict[str, int]]:
         """CPU time of the window that ends now: by process, of descendants in that, and by container beside both."""
@@ -299,7 +307,7 @@ class Sampler:
         """Begin an epoch."""
         self._epoch = f"{self._boot_id}-{edge.mono_ns}"
         self._seq = 0
-        self._ring.clear()
+        self.ring.clear()
         self._edge = edge
         self._process_ns = {}
         self.trees.take_contained()
@@ -333,7 +341,7 @@ class Sampler:
             process_gpu_ns=process_gpu_ns,
         )
         self.pulse.published()
-        self._ring.append(tick)
+        self.ring.append(tick)
         self._edge = end
         self._state = self._restart.state(end.at, self._longest_ns)
         self._totals = _totals(self._state)
@@ -386,7 +394,7 @@ def _cpu_between(start: _Edge, end: _Edge) -> tuple[int | None, int | None]:
     """
     if start.cpu is None or end.cpu is None:
         return None, None
-    total_ns = end.cpu.cpus * (end.mono_ns - start.mono_ns)
+    total_ns = end.cpu.total_ns - start.cpu.total_ns
     return min(total_ns, end.cpu.busy_ns - start.cpu.busy_ns), total_ns
 
 

@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 MAX_SENSORS = 64
 """More than a board has; those beyond are left out, and said."""
 
-MAX_POWER_W = 4_000
-"""Of a counter that wraps, which is psys: more than a platform draws, and less than half a range in a second."""
+MAX_WRAPPING_W = 4_000
+"""Of a counter that wraps, which is psys: more than its platform draws, and less than half a range in a second."""
+
+MAX_POWER_W = 100_000
+"""Of any other sensor: more than a machine draws, with eight boards in it as well (D-13)."""
 
 _READ_NS = round(PUBLISH_S * NS_PER_S)
 
@@ -171,7 +174,8 @@ class _Count:
         sensor = probe.sensor
         # The kind of domain is of no meaning: this domain enters no tick.
         domain = Domain(sensor.id, DomainKind.CPU, sensor.max_range_uj)
-        self._accumulator = Accumulator(domain, MAX_POWER_W)
+        limit_w = MAX_POWER_W if sensor.max_range_uj is None else MAX_WRAPPING_W
+        self._accumulator = Accumulator(domain, limit_w)
         self._integral = PowerIntegral() if sensor.quantity is Quantity.POWER else None
         self._opened = False
 

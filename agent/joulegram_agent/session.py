@@ -62,12 +62,11 @@ class Session:
         agent.check()
         if not self.subscribed:
             return None
-        batch = agent.sampler.batch(self._after)
-        if batch.epoch != self._epoch:
-            batch = agent.sampler.batch(0)
-            self._epoch, self._after = batch.epoch, 0
-        if not batch.ticks:
+        about = agent.sampler.about
+        if about.epoch != self._epoch:
+            self._epoch, self._after = about.epoch, 0
+        page = page_of(about, agent.sampler.above(self._after))
+        if not page.last_seq:
             return None
-        page = page_of(batch)
         self._after = page.last_seq
         return event_line(self._request_id, page)

@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -34,6 +35,7 @@ _AGENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "--proc-root": ("proc_root", Path),
     "--cgroup-root": ("cgroup_root", Path),
     "--processes": ("processes", str),
+    "--max-power": ("max_power_w", int),
     "--state": ("state", Path),
 }
 """Flags, and what `run_agent` calls them."""
@@ -82,6 +84,7 @@ def main(arguments: Sequence[str]) -> int:
         The exit code.
     """
     set_up_logging()
+    gc.freeze()  # what was imported stays: no collection has to go through it
     try:
         with asyncio.Runner(loop_factory=PacedLoop) as runner:
             runner.run(_run(_parse(arguments)))

@@ -1,16 +1,17 @@
-"""The clock as a seam, and the one way an instant is written."""
+"""The clock as a seam, and the one way an instant is written.
+
+`datetime` is imported where instants are read: the agent reads none, and it would be a fortieth of its memory.
+"""
 
 from __future__ import annotations
 
 import re
 import time
-from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from joulegram_pipeline.errors import WireError
 from joulegram_pipeline.units import NS_PER_S
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339 = re.compile(r"(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
 
 
@@ -66,6 +67,8 @@ def parse_utc_ns(text: str) -> int:
     Raises:
         WireError: not RFC 3339, or without an offset.
     """
+    from datetime import UTC, datetime  # noqa: PLC0415 - where an instant is read alone
+
     match = _RFC3339.fullmatch(text)
     if match is None:
         raise WireError(f"got instant {text!r}, expected RFC 3339 with an offset, as 2026-01-02T03:04:05Z")
@@ -75,11 +78,12 @@ def parse_utc_ns(text: str) -> int:
         whole = datetime.fromisoformat(f"{date}T{hms}{zone}")
     except ValueError as error:
         raise WireError(f"got instant {text!r}: {error}") from error
-    delta = whole - _EPOCH
+    delta = whole - datetime(1970, 1, 1, tzinfo=UTC)
     seconds = delta.days * 86_400 + delta.seconds
     return seconds * NS_PER_S + int((fraction or "0").ljust(9, "0"))
 
 
 def _seconds(since_epoch: int) -> str:
     # Not strftime: it writes the year 999 with three digits.
-    return (_EPOCH + timedelta(seconds=since_epoch)).replace(tzinfo=None).isoformat()
+    year, month, day, hour, minute, second = time.gmtime(since_epoch)[:6]
+    return f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}"

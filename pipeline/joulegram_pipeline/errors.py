@@ -83,7 +83,16 @@ class IdentifierError(PermanentError):
 
 
 class DocumentError(PermanentError):
-    """A document cannot be read or patched as asked."""
+    """A document cannot be read or patched as asked.
+
+    Args:
+        text: what is wrong, with what stood there.
+        plain: the same without a word of what stood there, for the log.
+    """
+
+    def __init__(self, text: str, plain: str = "it cannot be read or written as asked") -> None:
+        self.plain = plain
+        super().__init__(text)
 
 
 class LedgerError(PermanentError):

@@ -7,6 +7,8 @@ import logging
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
+from joulegram_pipeline.logs import words_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from types import TracebackType
@@ -64,4 +66,4 @@ class Background:
 
 def _tell(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("the task %r failed and does not go on: %s", task.get_name(), error, exc_info=error)
+        log.error("the task %r failed and does not go on: %s", task.get_name(), words_of(error), exc_info=error)

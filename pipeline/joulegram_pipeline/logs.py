@@ -1,7 +1,8 @@
 """joulegram's own log: one event a line on stderr, as text or JSON, never more of one kind than a reader can use.
 
 Invariants:
-    * no payload content: what is logged is the sidecar's own sentences, cut at `MAX_CHARACTERS`;
+    * no payload content: what is logged is the sidecar's own sentences, cut at `MAX_CHARACTERS`, and of an exception
+      its type and frames, with its text only where that is ours (`words_of`);
     * of one kind (logger, level, sentence before its values are put in) at most `BURST` lines in `WINDOW_S`; what is
       left out is counted, and the next line of that kind says how many.
 """
@@ -12,16 +13,21 @@ import json
 import logging
 import sys
 import time
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+import traceback
+from typing import TYPE_CHECKING, Any, Literal
+
+from joulegram_pipeline.errors import ConfigError, RetryableError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
 BURST = 10
 WINDOW_S = 30.0
 MAX_CHARACTERS = 2000
 _MAX_KINDS = 1024
+
+log = logging.getLogger(__name__)
 
 
 class RateLimit(logging.Filter):
@@ -74,7 +80,7 @@ class JsonFormatter(logging.Formatter):
             "message": _sentence(record),
         }
         if record.exc_info and record.exc_info[0] is not None:
-            line["exception"] = self.formatException(record.exc_info)[-MAX_CHARACTERS:]
+            line["exception"] = _trace(record.exc_info[1])
         suppressed = getattr(record, "suppressed", 0)
         if suppressed:
             line["suppressed"] = suppressed
@@ -95,8 +101,33 @@ def set_up_logging(level: str = "info", encoding: Literal["console", "json"] = "
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
+def words_of(error: BaseException) -> str:
+    """What a log may say of an error: its type, and its text where no such text quotes what was received."""
+    if isinstance(error, OSError | RetryableError | ConfigError):
+        return f"{type(error).__name__}: {error}"
+    return type(error).__name__
+
+
+def tell_of_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An exception handler for event loops: asyncio's own shows the arguments of what failed, which hold bytes."""
+    del loop
+    error = context.get("exception")
+    log.error("a callback or task failed: %s", "no exception" if error is None else words_of(error), exc_info=error)
+
+
+def _trace(error: BaseException | None) -> str:
+    """The frames of an error behind those of its causes; the end of it, if it is long."""
+    parts: list[str] = []
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        parts.append("".join(traceback.format_tb(error.__traceback__)) + words_of(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\nwhich led to:\n".join(reversed(parts))[-MAX_CHARACTERS:]
+
+
 def _when(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
 
 
 def _sentence(record: logging.LogRecord) -> str:
@@ -109,5 +140,5 @@ def _more(record: logging.LogRecord) -> str:
     suppressed = getattr(record, "suppressed", 0)
     more = f" ({suppressed} more like this were left out)" if suppressed else ""
     if record.exc_info and record.exc_info[0] is not None:
-        more += "\n" + logging.Formatter().formatException(record.exc_info)[-MAX_CHARACTERS:]
+        more += "\n" + _trace(record.exc_info[1])
     return more

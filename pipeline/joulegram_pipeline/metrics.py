@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from joulegram_pipeline.trouble import LastTrouble
+
 
 class Metrics:
     """The counters of one sidecar, on a registry of its own so that two can live in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.last_refusal = LastTrouble()
+        """Of the receivers."""
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"joulegram_{name}", text, labels, registry=self.registry)
@@ -77,3 +81,8 @@ class Metrics:
         self.forward_oldest_age_s = gauge(
             "sink_forward_oldest_age_seconds", "Age of the oldest request a destination has not taken.", "destination"
         )
+
+    def refuse(self, signal: str, reason: str) -> None:
+        """Count a request that was refused, and remember what it was and why, in the words of the labels alone."""
+        self.refused_requests.labels(signal, reason).inc()
+        self.last_refusal.note(f"{signal} refused: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from joulegram_agent import cgroups as cgroups_module
-from joulegram_agent.cgroups import CGROUP_ROOT, LEAST_NS, Cgroups, find_hierarchy
+from joulegram_agent.cgroup_hierarchy import find_hierarchy
+from joulegram_agent.cgroups import CGROUP_ROOT, LEAST_NS, Cgroups
 from simulators.cgroupfs import IDS, POD, POD_CGROUPFS, STATIC_UID, UID, CgroupTree, in_docker, in_pod
 
 MS = 1_000_000
@@ -213,6 +215,13 @@ def test_counters_are_of_every_cgroup(tree: CgroupTree) -> None:
     assert set(counters) == {f"/{path}" for path in tree.used_ns}
 
 
+def test_the_root_alone_is_read(tmp_path: Path) -> None:
+    """No cgroup below it, and none counted: as many as are known before the first look."""
+    tree = CgroupTree(tmp_path / "cgroup")
+    tree.spend("", 5 * MS)
+    assert opened(tree).counters() == {"/": 5 * MS}
+
+
 def test_more_cgroups_than_are_read_stay_with_those_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound: what is beyond it is its pod's, and when there is room again its past is not counted anew."""
     monkeypatch.setattr(cgroups_module, "MAX_CGROUPS", 5)
@@ -264,11 +273,12 @@ def test_what_was_owed_is_forgotten_with_an_epoch(tree: CgroupTree) -> None:
 
 
 def test_descriptors_are_bounded_and_given_back(tree: CgroupTree) -> None:
-    """One is kept for each cgroup that is there, and none after the end."""
+    """One is kept for each cgroup that is there, beside v2's number of them, and none after the end."""
     cgroups = opened(tree)
     tree.remove(POD)
-    cgroups.window({})
-    assert cgroups.kept == len(tree.used_ns)
+    for _ in range(2):
+        cgroups.window({})
+        assert cgroups.kept == len(tree.used_ns) + (tree.version == "v2")
     cgroups.close()
     assert cgroups.kept == 0
 
@@ -290,6 +300,53 @@ def test_folder_is_listed_only_where_something_changed(tree: CgroupTree, monkeyp
     tree.create(in_pod(8))
     cgroups.window({})
     assert listed == [f"{tree.base}/{POD}", f"{tree.base}/{in_pod(8)}"]
+
+
+@pytest.mark.parametrize("counts_itself", [True, False])
+def test_folders_of_v2_are_looked_at_only_where_their_number_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, counts_itself: bool
+) -> None:
+    """A second costs a read each and no stat while as many are there as are known; kernels before 4.14 do not say."""
+    tree = CgroupTree(tmp_path / "cgroup", counts_itself=counts_itself)
+    tree.create(in_pod(0))
+    cgroups = opened(tree)
+    looked: list[str] = []
+    real = os.stat
+
+    def stat(path: str) -> object:
+        looked.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert cgroups.window({}) == {}
+    assert len(looked) == (0 if counts_itself else len(tree.used_ns))
+
+
+def test_container_in_the_place_of_another_is_found_in_its_first_window(tree: CgroupTree) -> None:
+    """D-10: one went and one came, so their number is the same: what the new one spent is its own at once."""
+    cgroups = opened(tree)
+    assert cgroups.window({}) == {}
+    tree.remove(in_pod(1))
+    tree.create(in_pod(8))
+    tree.spend(in_pod(8), 5 * MS)
+    assert cgroups.window({}) == {pod_key(8): 5 * MS}
+
+
+def test_path_used_again_is_another_cgroup_without_descriptors_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is not kept open is whosever path it is by now: there the number of cgroups says too little."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
+    tree = CgroupTree(tmp_path / "cgroup")
+    for path in (in_docker(2), "deep/er/est"):
+        tree.create(path)
+    tree.spend(in_docker(2), 2 * MS)
+    cgroups = opened(tree)
+    assert cgroups.kept == 2  # the deepest
+    tree.remove(in_docker(2))
+    tree.create(in_docker(2))
+    tree.spend(in_docker(2), 3 * MS)
+    assert cgroups.window({}) == {docker_key(2): 3 * MS}
 
 
 ACTIONS = st.lists(

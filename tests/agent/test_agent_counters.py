@@ -115,8 +115,64 @@ def test_counter_that_does_not_wrap_may_not_fall() -> None:
     accumulator = counting(10, max_range_uj=None)
     accumulator.offer(4, S)
     assert accumulator.close() == Gap("package-0", "counter_reset")
+    accumulator.offer(9, 2 * S)
+    assert accumulator.close() == 5
+
+
+def test_jump_of_a_counter_without_a_range_is_no_energy() -> None:
+    """D-13: 10^15 uJ in a second is no board: a gap that says the limit, counted nowhere, also when it falls back."""
+    accumulator = counting(0, max_range_uj=None)
+    accumulator.offer(2_000 * J, S)
+    assert accumulator.close() == 2_000 * J
     accumulator.offer(10**15, 2 * S)
-    assert accumulator.close() == 10**15 - 4
+    assert accumulator.close() == Gap("package-0", "implausible_power: above 2000 W")
+    accumulator.offer(2_001 * J, 3 * S)
+    assert accumulator.close() == Gap("package-0", "counter_reset")
+    accumulator.offer(2_005 * J, 4 * S)
+    assert accumulator.close() == 4 * J
+    assert (accumulator.placed_uj, accumulator.unplaced_uj) == (2_004 * J, 0)
+    assert dict(accumulator.gaps) == {"implausible_power": 1, "counter_reset": 1}
+
+
+def test_limit_is_the_one_given() -> None:
+    """D-13: what is implausible at 100 W is energy at 3000 W."""
+    for limit_w, window in ((100, Gap("gpu-0", "implausible_power: above 100 W")), (3_000, 2_500 * J)):
+        accumulator = Accumulator(Domain("gpu-0", DomainKind.GPU), limit_w)
+        accumulator.offer(0, 0)
+        accumulator.open()
+        accumulator.offer(2_500 * J, S)
+        assert accumulator.close() == window
+
+
+def test_counter_that_stood_still_in_a_window_catches_up() -> None:
+    """D-13, energy.md 3.7: it moved 0.9 s ago, so 700 J in the last 0.1 s are 700 W and not 7 kW."""
+    accumulator = counting(0, max_range_uj=None)
+    for tenth in range(1, 10):
+        accumulator.offer(0, tenth * S // 10)
+    accumulator.offer(700 * J, S)
+    assert accumulator.close() == 700 * J
+
+
+def test_counter_that_stood_still_for_an_hour_has_no_place_for_it() -> None:
+    """D-13: 700 W for an hour are counted, and are no 2.5 MW of the second in which the counter moved again."""
+    accumulator = counting(0, max_range_uj=None)
+    for second in range(1, 3_600):
+        accumulator.offer(0, second * S)
+        assert accumulator.close() == 0
+    accumulator.offer(700 * 3_600 * J, 3_600 * S)
+    assert accumulator.close() == Gap("package-0", "unplaced: implausible_power: above 2000 W")
+    accumulator.offer(700 * 3_601 * J, 3_601 * S)
+    assert accumulator.close() == 700 * J
+    assert accumulator.unplaced_uj == 700 * 3_600 * J
+
+
+def test_model_has_no_limit() -> None:
+    """D-13: 8 sockets of 128 logical CPUs may be modelled above any domain's limit; no counter can jump there."""
+    accumulator = Accumulator(Domain("model/cpu", DomainKind.CPU))
+    accumulator.offer(0, 0)
+    accumulator.open()
+    accumulator.offer(3_584 * J, S)
+    assert accumulator.close() == 3_584 * J
 
 
 def test_reason_code_drops_details() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from joulegram_agent.doctor import Diagnosis, examine
+from joulegram_agent.nvml_library import NO_PERMISSION
 from joulegram_pipeline.energy import Method
 from joulegram_service.cli_agent import app
 from simulators.cgroupfs import IDS, UID, CgroupTree, in_docker, in_pod
@@ -16,8 +18,7 @@ from simulators.energy_machine import NO_LIBRARY, Machine
 from simulators.hwmon import SensorTree
 from simulators.nvml import NvmlSim, SimBoard, uuid
 
-if TYPE_CHECKING:
-    from pathlib import Path
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def examined(machine: Machine, nvml_library: str = NO_LIBRARY) -> Diagnosis:
@@ -42,11 +43,32 @@ NEEDS = {
         lambda machine: machine.with_powercap_refused().without_msr().without_perf().without_hwmon(),
         "CAP_DAC_READ_SEARCH",
     ),
-    "perf that is not permitted, no powercap": (
+    "perf that is not permitted, nor are registers, which would allow more; no powercap": (
         lambda machine: machine.without_powercap().without_msr().without_perf().without_hwmon(),
         "CAP_PERFMON",
     ),
+    "registers alone, and they want a capability": (
+        lambda machine: machine.without_powercap().without_msr().without_pmu().without_hwmon(),
+        "CAP_SYS_RAWIO",
+    ),
+    "amd_energy that only root reads": (
+        lambda machine: machine.without_powercap().without_msr().without_perf().with_hwmon_refused(),
+        "CAP_DAC_READ_SEARCH",
+    ),
+    "powercap that a container's runtime hides": (
+        lambda machine: machine.with_powercap_masked().without_msr().without_perf().without_hwmon(),
+        "--sysfs-root",
+    ),
 }
+
+WANTED = (
+    "CAP_DAC_READ_SEARCH",
+    "CAP_PERFMON",
+    "CAP_SYS_RAWIO",
+    "--sysfs-root",
+    "NVreg_DeviceFileMode",
+    "intel_rapl_msr",
+)
 
 
 @pytest.mark.parametrize(("prepare", "wanted"), NEEDS.values(), ids=NEEDS)
@@ -59,10 +81,35 @@ def test_the_least_privilege_is_named(
     assert not diagnosis.measures
     assert diagnosis.takes == "model"
     assert diagnosis.advice is not None
-    assert [name for name in ("CAP_DAC_READ_SEARCH", "CAP_PERFMON", "CAP_SYS_RAWIO") if name in diagnosis.advice] == [
-        wanted
-    ]
+    assert [name for name in WANTED if name in diagnosis.advice] == [wanted]
     assert diagnosis.text().endswith(diagnosis.advice)
+
+
+def test_what_it_says_to_do_in_a_container_mends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """energy.md 3.6: no module is missing there: the reason says what hides the zones; the host's /sys shows them."""
+    machine = Machine(tmp_path, monkeypatch).with_powercap_masked().without_msr().without_pmu().without_hwmon()
+    found = examined(machine).found[0]
+    assert found.reason is not None
+    assert found.reason.startswith(f"masked: {tmp_path}/sys/class/powercap/intel-rapl leads nowhere, as in a container")
+    mended = examine(tmp_path / "host", tmp_path / "proc", tmp_path / "dev", NO_LIBRARY)
+    assert (mended.measures, mended.takes, mended.advice) == (True, "powercap", None)
+
+
+@pytest.mark.parametrize("what", ["init_code", "find_code"])
+def test_boards_that_are_refused_are_advised_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Issue 5: the library or a board refuses the user: its devices, after what the CPUs need."""
+    board = SimBoard(uuid(1))
+    sim = NvmlSim(tmp_path / "nvml", board)
+    setattr(sim if what == "init_code" else board, what, NO_PERMISSION)
+    sim.write()
+    machine = Machine(tmp_path, monkeypatch)
+    advice = examined(machine, sim.library).advice
+    assert advice is not None
+    assert [name for name in WANTED if name in advice] == ["NVreg_DeviceFileMode"]
+    machine.with_powercap_refused().without_msr().without_perf().without_hwmon()
+    advice = examined(machine, sim.library).advice
+    assert advice is not None
+    assert [name for name in WANTED if name in advice] == ["CAP_DAC_READ_SEARCH"]
 
 
 def test_the_boards_are_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +132,8 @@ def test_a_machine_without_anything_is_told_so(tmp_path: Path) -> None:
     said = json.loads(machine.output)
     assert [each["source"] for each in said["sources"]] == ["powercap", "msr", "perf", "hwmon", "nvml"]
     assert "intel_rapl_msr" in said["advice"]
+    documented = (ROOT / "docs/sources.md").read_text().partition("Its `--json` holds")[2].partition("It exits")[0]
+    assert set(said) | set(said["sources"][0]) | set(said["auto"]) == set(re.findall(r"`(\w+)`", documented))
 
 
 @pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])

@@ -6,10 +6,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from joulegram_agent.cpu import JIFFY_NS, MachineCpu
+from joulegram_agent.cpu import JIFFY_NS, CpuCounter, CpuReading, CpuTimes, MachineCpu
 from joulegram_agent.model import ModelReader
 from joulegram_agent.powercap import PowercapReader
 from joulegram_agent.reader import NoEnergyReader
@@ -69,6 +69,7 @@ def test_impossible_watts_are_refused(tmp_path: Path, idle: float, maximum: floa
     assert caught.value.key == key
 
 
+@settings(deadline=None)
 @given(steps=st.lists(st.tuples(st.integers(1, 10**9), st.integers(0, 30)), min_size=1, max_size=40))
 def test_model_carries_what_is_below_a_microjoule(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, int]]
@@ -101,23 +102,37 @@ def test_unreadable_stat_is_a_gap(tmp_path: Path, text: str) -> None:
     assert reading.gaps == (Gap("model/cpu", f"read_failed: {tmp_path / 'stat'}"),)
 
 
-def test_busy_leaves_out_idle_iowait_and_steal_and_never_falls(tmp_path: Path) -> None:
-    """D-12: a stolen CPU spent nothing here; a count that steps back adds nothing."""
+def test_busy_leaves_out_idle_iowait_and_steal(tmp_path: Path) -> None:
+    """D-12: a stolen CPU spent nothing here."""
     proc = FakeProc(tmp_path)
     machine = MachineCpu(tmp_path)
-    machine.read()
+    before = machine.read()
     proc.steal = 500
     proc.spend(3, idle_jiffies=90)
-    times = machine.read()
-    assert times is not None
-    assert (times.busy_ns, times.cpus) == (3 * JIFFY_NS, 2)
-    proc.spend(-2)
-    proc.spend(0)
-    assert machine.read() == times
-    proc.spend(4)
-    again = machine.read()
-    assert again is not None
-    assert again.busy_ns == 7 * JIFFY_NS
+    after = machine.read()
+    assert before is not None
+    assert after == CpuReading(before.busy_jiffies + 3, 2)
+
+
+def test_a_count_that_falls_adds_nothing() -> None:
+    """D-12: and counting goes on from where it fell to."""
+    counter = CpuCounter()
+    for jiffies in (1_000, 1_003, 1_001, 1_001, 1_005):
+        counter.add(CpuReading(jiffies, 2), S)
+    assert counter.times == CpuTimes(7 * JIFFY_NS, 0)
+
+
+@given(readings=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 8), st.integers(0, S)), max_size=30))
+def test_machine_counters_never_fall(readings: list[tuple[int, int, int]]) -> None:
+    """Whatever the kernel shows, neither the time spent nor the time there was does."""
+    counter, at_ns, last = CpuCounter(), 0, CpuTimes(0, 0)
+    for jiffies, cpus, step_ns in readings:
+        at_ns += step_ns
+        counter.add(CpuReading(jiffies, cpus), at_ns)
+        times = counter.times
+        assert times.busy_ns >= last.busy_ns
+        assert times.total_ns >= last.total_ns
+        last = times
 
 
 def test_auto_takes_counters_where_they_are(tmp_path: Path) -> None:

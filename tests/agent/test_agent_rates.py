@@ -187,7 +187,7 @@ def test_memory_is_bounded_where_peers_ask_much_and_read_nothing(tmp_path: Path)
         limits = Limits(take_s=0.2)
         async with served(tmp_path, limits, rates=Rates(1e9, 1e9)) as (node, server):
             node.run(600)
-            page = len(protocol.page_of(node.agent.sampler.batch(0)).data) + 200
+            page = len(protocol.page_of(node.agent.sampler.about, node.agent.sampler.above(0)).data) + 200
             tracemalloc.start()
             peers = [await asyncio.open_unix_connection(node.path) for _ in range(8)]
             for _, writer in peers:

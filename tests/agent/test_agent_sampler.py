@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from joulegram_agent.beside import Beside
 from joulegram_agent.cpu import JIFFY_NS
 from joulegram_agent.model import ModelReader
 from joulegram_agent.powercap import PowercapReader
@@ -259,6 +260,47 @@ def test_unknown_cpu_time_is_absent(tmp_path: Path) -> None:
     assert node.run(1)[0].cpu_busy_ns is None
     node.proc.write_stat()
     assert [tick.cpu_busy_ns for tick in node.run(2)] == [None, 0]
+
+
+def test_a_cpu_that_goes_offline_is_counted_for_the_time_it_was_there(tmp_path: Path) -> None:
+    """Design section 4: 2 CPUs for 0.4 s and 1 for 0.6 s are 1.4 s of CPU time; it comes back likewise."""
+    node = make_node(tmp_path)
+    for cpus in [2] * 4 + [1] * 6 + [1] * 7 + [2] * 3:
+        node.proc.cpus = cpus
+        node.proc.write_stat()
+        node.sample()
+    assert [tick.cpu_total_ns for tick in node.ticks] == [1_400 * MS, 1_300 * MS]
+
+
+def test_a_cpu_count_that_falls_spoils_its_tenth_alone(tmp_path: Path) -> None:
+    """D-08: 3 + 4 jiffies around a fall of 2 are 7, not 5, and the fall itself is 0."""
+    node = make_node(tmp_path)
+    for jiffies in (0, 3, 0, -2, 4, 0, 0, 0, 0, 0):
+        node.proc.spend(jiffies)
+        node.sample()
+    assert [tick.cpu_busy_ns for tick in node.ticks] == [7 * JIFFY_NS]
+
+
+def test_cpu_time_not_read_within_a_window_is_bridged(tmp_path: Path) -> None:
+    """D-10: the count's ends suffice: what was spent while it could not be read is in the next reading."""
+    node = make_node(tmp_path)
+    for number in range(10):
+        node.proc.spend(5)
+        if number in (3, 4):
+            (node.proc.root / "stat").write_text("")
+        node.sample()
+    assert [(tick.cpu_busy_ns, tick.cpu_total_ns) for tick in node.ticks] == [(50 * JIFFY_NS, 2 * S)]
+
+
+def test_cpu_time_is_read_once_beside_a_model(tmp_path: Path) -> None:
+    """Design section 4: the model's own reading is the tick's: the sampler, looking elsewhere, would see others."""
+    clock, proc, other = ManualClock(), FakeProc(tmp_path / "proc"), FakeProc(tmp_path / "other", cpus=7)
+    sampler = over(Beside(ModelReader(proc.root, tmp_path / "sys", clock=clock)), other.root, clock)
+    proc.spend(40)
+    clock.advance(S)
+    tick = sampler.sample()
+    assert tick is not None
+    assert (tick.cpu_busy_ns, tick.cpu_total_ns) == (40 * JIFFY_NS, 2 * S)
 
 
 def test_epochs_differ_even_without_a_boot_id(tmp_path: Path) -> None:

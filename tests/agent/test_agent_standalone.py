@@ -12,7 +12,7 @@ from joulegram_agent.main import open_agent
 from joulegram_agent.standalone import command, main
 from joulegram_pipeline.errors import ConfigError
 from simulators.powercap import PowercapTree
-from simulators.sidecar import Agent
+from simulators.sidecar import JOULEGRAM, Agent
 
 
 def test_command_has_what_was_given_and_nothing_else() -> None:
@@ -39,6 +39,16 @@ def test_processes_that_are_neither_are_refused(tmp_path: Path) -> None:
     """The key and what may stand."""
     with pytest.raises(ConfigError, match="processes: got 'some', expected one of named, all"):
         open_agent("none", processes="some", cgroup_root=tmp_path)
+
+
+@pytest.mark.parametrize("watts", [0, 100_001])
+def test_limit_out_of_bounds_is_refused(tmp_path: Path, watts: int) -> None:
+    """D-13: what was got and what may stand, from the command line too, which exits with 2."""
+    expected = f"max_power_w: got {watts}, expected watts of one domain, from 1 to 100000"
+    with pytest.raises(ConfigError, match=expected):
+        open_agent("none", max_power_w=watts, cgroup_root=tmp_path)
+    done = subprocess.run([*JOULEGRAM, "agent", f"--max-power={watts}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, expected in done.stderr) == (2, True)
 
 
 def test_no_module_is_taken_from_the_working_directory(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_subscriber_that_does_not_take_its_lines_is_cut_off(tmp_path: Path) ->
                     node.run(1)
                     held = max(held, *(c._writer.transport.get_write_buffer_size() for c in server._sessions), 0)
                     await asyncio.sleep(0)
-            longest = len(protocol.page_of(node.agent.sampler.batch(0)).data)
+            longest = len(protocol.page_of(node.agent.sampler.about, node.agent.sampler.above(0)).data)
             return server.counts.cut_off["slow"], held, longest
 
     cut_off, held, longest = asyncio.run(body())

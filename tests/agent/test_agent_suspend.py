@@ -9,6 +9,7 @@ import pytest
 
 from joulegram_agent.counters import Accumulator
 from joulegram_agent.powercap import FIND_AGAIN_READS, PowercapReader
+from joulegram_agent.reasons import DOMAIN_VANISHED, PERMISSION_DENIED
 from joulegram_agent.state import Instant
 from joulegram_pipeline.clock import SystemClock
 from joulegram_pipeline.energy import Domain, DomainKind, Gap
@@ -140,6 +141,28 @@ def test_a_zone_that_comes_back_is_read_again(tmp_path: Path) -> None:
     assert reader.read().counters_uj["package-0"] == 4_711
     reader.close()
     assert [gap.domain for gap in reader.read().gaps] == ["package-0", "package-1"]
+
+
+def test_a_zone_that_comes_back_and_refuses_says_so(tmp_path: Path) -> None:
+    """D-05, D-06, docs/agent.md: where privileges were dropped: vanished while it is away, then the permission."""
+    tree = PowercapTree(tmp_path, dram=False, core=False)
+    reader = PowercapReader(tmp_path, tree.open_counter)
+    name = tree.zone_path("package-0") / "name"
+
+    def reasons() -> list[str]:
+        return [gap.reason for _ in range(FIND_AGAIN_READS) for gap in reader.read().gaps]
+
+    tree.faults = {"package-0": errno.ENODEV}
+    assert reasons() == [DOMAIN_VANISHED] * FIND_AGAIN_READS
+    tree.faults = {"package-0": errno.EACCES}
+    assert reasons()[-1] == PERMISSION_DENIED
+    name.rename(tmp_path / "name")
+    assert reasons()[-1] == DOMAIN_VANISHED
+    (tmp_path / "name").rename(name)
+    assert reasons()[-1] == PERMISSION_DENIED
+    tree.faults = {}
+    assert reasons() == []
+    reader.close()
 
 
 def test_a_zone_of_another_range_is_not_taken_for_it(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+import pytest
+
 from joulegram_agent.hwmon_energy import HwmonReader
 from joulegram_agent.sampler import Sampler
 from joulegram_agent.sources import open_reader
@@ -14,8 +16,6 @@ from simulators.procfs import FakeProc, ManualClock
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 J = 1_000_000
 S = 1_000_000_000
@@ -43,19 +43,20 @@ def test_a_node_that_mirrors_a_socket_is_not_counted(tmp_path: Path, caplog: pyt
     ]
 
 
-def test_the_counter_has_64_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end_uj", [2**32, 2**32 * J // 2**16, 2**48], ids=["32 bits of uJ", "of its units", "2^48 uJ"])
+def test_the_counter_has_64_bits(tmp_path: Path, end_uj: int) -> None:
     """D-01, D-45: past 2^32 uJ and past 65 kJ nothing is lost; a driver loaded anew is a gap, not a wrap."""
-    chip, clock = SensorTree(tmp_path).amd_energy(1, 2**32 - 5 * J), ManualClock()
+    chip, clock = SensorTree(tmp_path).amd_energy(1, end_uj - 5 * J), ManualClock()
     sampler = Sampler(HwmonReader(tmp_path), proc_root=FakeProc(tmp_path / "proc").root, clock=clock)
     sampler.sample()
     ticks = []
-    for energy_uj in (2**32 + 7 * J, 70_000 * J, 12 * J, 15 * J):
+    for energy_uj in (end_uj + 7 * J, end_uj + 777 * J, 12 * J, 15 * J):
         (chip / "energy2_input").write_text(f"{energy_uj}\n")
         clock.advance(S)
         ticks.append(sampler.sample())
     assert [tick.energy_uj.get("package-0") for tick in ticks if tick] == [
         12 * J,
-        70_000 * J - 2**32 - 7 * J,
+        770 * J,
         None,
         3 * J,
     ]

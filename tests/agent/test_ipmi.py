@@ -91,7 +91,9 @@ def test_the_platform_is_shown_beside_and_in_no_sum(tmp_path: Path) -> None:
     assert [sensor["id"] for sensor in counters["beside"]] == [METER, IPMI]
     meter, ipmi = counters["beside"]
     assert (meter["power_uw"], ipmi["power_uw"]) == (320 * W, 321 * W)
-    assert {**meter, "id": 0, "power_uw": 0, "energy_uj": 0} == {**ipmi, "id": 0, "power_uw": 0, "energy_uj": 0}
+    # Seconds that a busy machine let pass are gaps of both, and what is beside them is not of the same power.
+    different = dict.fromkeys(("id", "power_uw", "energy_uj", "unplaced_uj"))
+    assert {**meter, **different} == {**ipmi, **different}
     assert ipmi["energy_uj"] >= 321 * W
     part("counters_result").validate(counters)
     assert {key for tick in batch.ticks for key in tick.energy_uj} == {"package-0", "package-0/dram"}

@@ -127,6 +127,26 @@ def test_mig_leaves_the_energy_with_the_board(tmp_path: Path, caplog: pytest.Log
     }
 
 
+@pytest.mark.parametrize("visible", ["", "1", "GPU-8f6a2b1c", "none"])
+def test_every_board_is_read_whatever_is_visible_to_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    """D-09: CUDA_VISIBLE_DEVICES is of one process's CUDA and renumbers it; what the machine's boards spend stays."""
+    for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, visible)
+    first, second = SimBoard(uuid(0)), SimBoard(uuid(1))
+    node = make_node(tmp_path, first, second)
+    assert node.run(1, {first: 400, second: 60})[0].energy_uj == {first.domain: 400 * J, second.domain: 60 * J}
+
+
+def test_a_board_that_a_runtime_passes_alone_keeps_its_id(tmp_path: Path) -> None:
+    """D-09: a container of NVIDIA_VISIBLE_DEVICES=1 shows board 1 as the first: its id is its UUID's, as outside."""
+    hidden, passed = SimBoard(uuid(0)), SimBoard(uuid(1))
+    outside = NvmlReader(NvmlSim(tmp_path / "host", hidden, passed).library)
+    inside = NvmlReader(NvmlSim(tmp_path / "container", passed).library)
+    assert inside.domains() == outside.domains()[1:]
+
+
 def test_close_gives_nvml_back_once(tmp_path: Path) -> None:
     """A closed reader has gaps, as every reader has, and NVML is shut down; a reader without boards holds nothing."""
     board = SimBoard(uuid(0))

@@ -52,6 +52,19 @@ def test_a_counter_that_falls_is_a_reset(tmp_path: Path) -> None:
     assert node.run(1, {first: 9, second: 50})[0].energy_uj == {first.domain: 9 * J, second.domain: 50 * J}
 
 
+def test_a_counter_that_jumps_is_a_gap(tmp_path: Path) -> None:
+    """D-13: 1 GJ in a second is no energy: a gap for that board that says the limit, in no total; then it goes on."""
+    first, second = SimBoard(uuid(0)), SimBoard(uuid(1))
+    node = make_node(tmp_path, first, second)
+    first.energy_mj += 10**12
+    (tick,) = node.run(1, {first: 9, second: 50})
+    assert tick.gaps == (Gap(first.domain, "implausible_power: above 2000 W"),)
+    assert tick.energy_uj == {second.domain: 50 * J}
+    assert node.run(1, {first: 9, second: 50})[0].energy_uj == {first.domain: 9 * J, second.domain: 50 * J}
+    totals = node.sampler.totals
+    assert totals.unplaced_uj[first.domain] + totals.energy_uj[first.domain] < 20 * J
+
+
 BOARD_ERRORS = [
     ("find_code", GPU_IS_LOST, 'domain_vanished: the board fell off the bus: {} says "GPU is lost" (15)'),
     ("find_code", UNKNOWN, 'read_failed: {} says "Unknown Error" (999)'),

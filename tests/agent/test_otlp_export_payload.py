@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import json_format
@@ -20,9 +21,6 @@ from joulegram_pipeline.units import j_to_uj
 from joulegram_processor.foreign import ForeignEnergy
 from simulators.agent_node import J, S, make_node
 from simulators.procfs import FakeProc, ManualClock
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def parsed(made: tuple[bytes, int] | None) -> Any:
@@ -74,6 +72,19 @@ def test_a_request_is_what_the_conventions_say(tmp_path: Path) -> None:
         ({"hw.id": "package-0/dram", "hw.type": "memory", "hw.parent": "node-7"}, 0.0),
     ]
     assert [point.as_double for point in metrics["hw.power"].gauge.data_points] == [10.0, 0.0]
+
+
+def test_the_version_of_the_conventions_is_said(tmp_path: Path) -> None:
+    """otlp.md 4: the schema URL of resource and scope, as protobuf carries it, is the version that the page names."""
+    node = make_node(tmp_path)
+    node.run(1)
+    request = parsed(EnergySeries(node.agent.sampler, "node-7", "1.2.3").request())
+    carried = ExportMetricsServiceRequest.FromString(request.SerializeToString())
+    (resource,) = carried.resource_metrics
+    (scope,) = resource.scope_metrics
+    assert resource.schema_url == scope.schema_url == "https://opentelemetry.io/schemas/1.44.0"
+    page = (Path(__file__).resolve().parents[2] / "docs/agent.md").read_text()
+    assert f"schema URL `{resource.schema_url}`" in page
 
 
 def test_every_kind_of_domain_has_a_hardware_type() -> None:

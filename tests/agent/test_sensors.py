@@ -163,6 +163,21 @@ def test_what_cannot_be_read_is_a_reason(tmp_path: Path) -> None:
     assert sensors.totals[1].reason == "read_failed: got b'-5', expected a whole number, 0 or more"
 
 
+def test_a_machine_of_ten_kilowatts_is_counted_and_a_jump_is_not() -> None:
+    """D-13: a machine with eight boards draws 10 kW; a counter that jumps 10^15 uJ is a gap, and counted nowhere."""
+    platform, jumps = FixedProbe("platform"), FixedProbe("jumps", Quantity.ENERGY)
+    clock = ManualClock()
+    platform.value = 10_200 * W
+    sensors = Sensors([platform, jumps], clock)
+    sensors.sample()
+    for jumps.value in (10_000 * J, 10**15, 10**15 + 3 * J):
+        clock.advance(S)
+        sensors.sample()
+    board, counter = sensors.totals
+    assert (board.energy_uj, dict(board.gaps)) == (3 * 10_200 * J, {})
+    assert (counter.energy_uj, counter.unplaced_uj, dict(counter.gaps)) == (10_003 * J, 0, {"implausible_power": 1})
+
+
 def test_a_hole_is_not_bridged() -> None:
     """Three seconds without a reading, or a sleep: what was drawn in them is not known and not counted."""
     probe, clock = FixedProbe(), ManualClock()

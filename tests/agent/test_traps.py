@@ -73,8 +73,15 @@ BY_WHAT_HAPPENED = {
     ),
     "EINVAL or ENODATA ends the reader": ("agent/test_agent_powercap", "test_read_errors_are_gaps"),
     "psys is added to its packages": ("agent/test_sensors", "test_no_sensor_enters_a_tick"),
-    "/sys is masked in a container": ("agent/test_agent_sources", "test_the_agent_takes_the_roots"),
+    "/sys is masked in a container": ("agent/test_agent_doctor", "test_what_it_says_to_do_in_a_container_mends_it"),
+    "psys in whole joules": ("agent/test_traps_rapl", "test_psys_in_whole_joules_is_counted"),
+    "an older kernel's range": ("agent/test_traps_rapl", "test_each_kernel_wraps_at_its_own_range"),
+    "a unit in whole nanojoules": ("agent/test_traps_rapl", "test_what_powercap_loses_by_its_unit_is_said"),
     # energy.md 3.3 and 3.4, MSR and perf.
+    "TPMI is another driver": ("agent/test_traps_rapl", "test_tpmi_zones_are_read_like_any"),
+    "lock-down refuses each read": ("agent/test_traps_rapl", "test_a_kernel_that_is_locked_down_is_a_permission"),
+    "lock-down comes later": ("agent/test_traps_rapl", "test_lock_down_while_reading_is_a_gap"),
+    "a PMU of cores beside the packages'": ("agent/test_traps_rapl", "test_power_core_is_not_added_to_packages"),
     "a register is read on every CPU": ("agent/test_agent_msr", "test_one_cpu_of_each_package"),
     "a server's DRAM has another unit": ("agent/test_agent_msr_units", "test_units"),
     "a hypervisor answers 0": ("agent/test_agent_msr", "test_registers_of_nothing_are_no_measurement"),
@@ -84,12 +91,31 @@ BY_WHAT_HAPPENED = {
         "test_a_node_that_mirrors_a_socket_is_not_counted",
     ),
     # energy.md 3.5, what may be seen.
+    "the processor blurs short windows": ("agent/test_energy_filter", "test_what_can_be_read_is_said"),
     "energy finer than a second is shown": (
         "agent/test_agent_sampler",
         "test_nothing_finer_than_a_second_is_published",
     ),
     "a socket that everybody may read": ("agent/test_agent_socket", "test_socket_mode_is_0660"),
+    # energy.md 3.6, who may read.
+    "root without capabilities is refused": (
+        "agent/test_traps_rapl",
+        "test_root_without_a_capability_reads_its_own_files",
+    ),
+    "a capability that is in no effect": (
+        "agent/test_traps_rapl",
+        "test_a_capability_in_the_bounding_set_alone_reads_nothing",
+    ),
     # energy.md 3.7, NVML.
+    "CUDA_VISIBLE_DEVICES hides a board": (
+        "agent/test_nvml",
+        "test_every_board_is_read_whatever_is_visible_to_cuda",
+    ),
+    "a container's first board is the host's second": (
+        "agent/test_nvml",
+        "test_a_board_that_a_runtime_passes_alone_keeps_its_id",
+    ),
+    "a counter that jumps": ("agent/test_nvml_ticks", "test_a_counter_that_jumps_is_a_gap"),
     "a repeated counter is 0 W": ("agent/test_nvml_ticks", "test_a_counter_that_stands_still_is_no_zero_watts"),
     "a driver loaded anew is a wrap of 2^64": ("agent/test_nvml_ticks", "test_a_counter_that_falls_is_a_reset"),
     "an old board is 0 W": ("agent/test_nvml_ticks", "test_an_old_board_has_its_power_added_up"),

@@ -68,7 +68,7 @@ class Days:
             self.zero_uj = dict(self.tree.truth_uj)
         self.sampler.sample()
         self.gap_uj.update(self._window())
-        self._epoch = self.sampler.batch(0).epoch
+        self._epoch = self.sampler.about.epoch
 
     def stop(self) -> None:
         """It stops in order; without this it is killed."""
@@ -93,7 +93,7 @@ class Days:
     def sample(self) -> Tick | None:
         """One sample, and what its tick says against the truth."""
         tick = self.sampler.sample()
-        epoch = self.sampler.batch(0).epoch
+        epoch = self.sampler.about.epoch
         if tick is None:
             if epoch != self._epoch:
                 self._epoch = epoch
@@ -102,7 +102,7 @@ class Days:
         self.ticks += 1
         missing = {gap.domain: gap.reason for gap in tick.gaps}
         self.reasons.update(reason.partition(":")[0] for reason in missing.values())
-        measured = {domain.id for domain in self.sampler.batch(0).domains}
+        measured = {domain.id for domain in self.sampler.about.domains}
         for domain, energy_uj in self._window().items():
             if domain not in measured or domain in missing or "*" in missing:
                 assert domain not in tick.energy_uj

@@ -2,7 +2,11 @@
 
 Invariants:
     * a cgroup's count holds what its descendants spent, removed ones too;
-    * a cgroup made again at a path that was used is another: its folder has another inode.
+    * a cgroup made again at a path that was used is another: its folder has another inode, and who has the file of the
+      first open reads nothing from it (the kernel says ENODEV).
+
+Told by Documentation/admin-guide/cgroup-v2.rst (``cpu.stat``), Documentation/admin-guide/cgroup-v1/cpuacct.rst
+(``cpuacct.usage``) and cgroups(7) (``/proc/<pid>/cgroup``, and where the hierarchies are mounted).
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ class CgroupTree:
     Args:
         root: is made.
         version: ``v2``; ``v1`` with ``cpu,cpuacct`` and the links to it; ``hybrid``: that, and ``unified`` beside it.
+        counts_itself: v2's root says how many cgroups there are, as kernels since 4.14 do.
     """
 
     root: Path
@@ -48,6 +53,7 @@ class CgroupTree:
     used_ns: dict[str, int] = field(default_factory=dict)
     spent_ns: dict[str, int] = field(default_factory=dict)
     """What was ever spent in the cgroup at a path itself, whichever cgroup that was."""
+    counts_itself: bool = True
 
     def __post_init__(self) -> None:
         self._removed = self.root.with_name(self.root.name + "-removed")
@@ -67,6 +73,7 @@ class CgroupTree:
             (self.root / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
         self.used_ns[""] = 0
         self._write("")
+        self._write_number()
 
     def create(self, path: str) -> None:
         """Make a cgroup, and those above it that are not there."""
@@ -76,6 +83,7 @@ class CgroupTree:
         (self.base / path).mkdir()
         self.used_ns[path] = 0
         self._write(path)
+        self._write_number()
 
     def spend(self, path: str, nanos: int) -> None:
         """Processes of this cgroup spend CPU time."""
@@ -91,7 +99,9 @@ class CgroupTree:
         """A cgroup goes, with those below it; its folder is kept elsewhere so that its inode is not used again."""
         for below in [each for each in self.used_ns if each == path or each.startswith(f"{path}/")]:
             del self.used_ns[below]
+            (self.base / below / self._file).write_bytes(b"")
         (self.base / path).rename(self._removed / str(len(list(self._removed.iterdir()))))
+        self._write_number()
 
     def reset(self, path: str) -> None:
         """Root writes 0 into a count of v1."""
@@ -104,10 +114,17 @@ class CgroupTree:
         lines = {"v2": v2, "v1": v1, "hybrid": v1 + "0::/\n"}[self.version]
         (proc.root / str(pid) / "cgroup").write_text(lines)
 
+    @property
+    def _file(self) -> str:
+        return "cpu.stat" if self.version == "v2" else "cpuacct.usage"
+
     def _write(self, path: str) -> None:
         used_ns = self.used_ns[path]
+        text = f"{used_ns}\n"
         if self.version == "v2":
             text = f"usage_usec {used_ns // 1_000}\nuser_usec {used_ns // 2_000}\nsystem_usec 0\nnr_periods 0\n"
-            (self.base / path / "cpu.stat").write_text(text)
-        else:
-            (self.base / path / "cpuacct.usage").write_text(f"{used_ns}\n")
+        (self.base / path / self._file).write_text(text)
+
+    def _write_number(self) -> None:
+        if self.version == "v2" and self.counts_itself:
+            (self.base / "cgroup.stat").write_text(f"nr_descendants {len(self.used_ns) - 1}\nnr_dying_descendants 7\n")

@@ -6,7 +6,8 @@ import errno
 from functools import partial
 from typing import TYPE_CHECKING
 
-from joulegram_agent import msr, perf, powercap
+from joulegram_agent import hwmon_energy, msr, perf, powercap
+from joulegram_agent.hwmon_energy import HwmonReader
 from joulegram_agent.msr import MsrReader
 from joulegram_agent.perf import PerfReader
 from joulegram_agent.powercap import PowercapReader
@@ -58,17 +59,28 @@ class Machine:
         (self.root / "sys/class/powercap").rename(self.root / "hidden")
         return self
 
+    def with_powercap_masked(self) -> Machine:
+        """As in a container; the host's own is at ``root/host``."""
+        self.tree.mask(self.root / "host")
+        return self
+
+    def without_pmu(self) -> Machine:
+        """A kernel without the ``power`` PMU, which is more than one that does not permit it."""
+        (self.root / "sys/bus/event_source/devices/power").rename(self.root / "hidden-pmu")
+        return self
+
     def without_msr(self) -> Machine:
         self.registers.faults = dict.fromkeys(((cpu, None) for cpu in self.registers.place_of), errno.EPERM)
         return self
 
     def with_powercap_refused(self) -> Machine:
         """As for anybody but root."""
+        self.monkeypatch.setattr(powercap, "PowercapReader", partial(PowercapReader, open_counter=_refuse))
+        return self
 
-        def refuse(path: Path) -> Counter:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-        self.monkeypatch.setattr(powercap, "PowercapReader", partial(PowercapReader, open_counter=refuse))
+    def with_hwmon_refused(self) -> Machine:
+        """As for anybody but root, since CVE-2020-12912."""
+        self.monkeypatch.setattr(hwmon_energy, "HwmonReader", partial(HwmonReader, open_counter=_refuse))
         return self
 
     def without_hwmon(self) -> Machine:
@@ -78,3 +90,7 @@ class Machine:
     def without_perf(self) -> Machine:
         self.pmu.refuses = errno.EACCES
         return self
+
+
+def _refuse(path: Path) -> Counter:
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))

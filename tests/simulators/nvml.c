@@ -3,6 +3,7 @@
  *
  *     init CODE                            what nvmlInit_v2 answers
  *     count CODE                           what nvmlDeviceGetCount_v2 answers
+ *     since NS                             on CLOCK_MONOTONIC: from then on each counter rises by its board's power
  *     board UUID ENERGY_MJ POWER_MW MIG AGE FIND UUID_CODE ENERGY POWER MIGMODE SAMPLES NAME
  *     sample BOARD PID AT_US SM_PERCENT    of nvmlDeviceGetProcessUtilization, by the board's index
  *
@@ -13,6 +14,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 enum {
     OK = 0,
@@ -41,6 +43,7 @@ typedef struct {
 
 typedef struct {
     int init, count_code, boards, samples;
+    unsigned long long since_ns;
     Board board[16];
     Sample sample[64];
     unsigned sampled[64];
@@ -62,7 +65,8 @@ static int load(State *state) {
         return OPERATING_SYSTEM;
     while (fgets(line, sizeof line, file)) {
         Board *b = &state->board[state->boards];
-        if (sscanf(line, "init %d", &state->init) == 1 || sscanf(line, "count %d", &state->count_code) == 1)
+        if (sscanf(line, "init %d", &state->init) == 1 || sscanf(line, "count %d", &state->count_code) == 1 ||
+            sscanf(line, "since %llu", &state->since_ns) == 1)
             continue;
         if (state->boards < 16 &&
             sscanf(line, "board %95s %llu %u %u %u %d %d %d %d %d %d %95[^\n]", b->uuid, &b->energy_mj, &b->power_mw,
@@ -223,12 +227,21 @@ int nvmlDeviceGetProcessUtilization(void *handle, Sample *to, unsigned *count, u
 
 /* Very old libraries have no such function; OLD builds one. */
 #ifndef OLD
+static unsigned long long drawn_mj(const State *state, const Board *board) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!state->since_ns)
+        return 0;
+    return ((unsigned long long)now.tv_sec * 1000000000 + (unsigned long long)now.tv_nsec - state->since_ns) / 1000 *
+           board->power_mw / 1000000;
+}
+
 int nvmlDeviceGetTotalEnergyConsumption(void *handle, unsigned long long *millijoules) {
     State state;
     Board *board;
     int code = find(handle, &state, &board);
     if (code == OK && (code = board->energy_code) == OK)
-        *millijoules = board->energy_mj;
+        *millijoules = board->energy_mj + drawn_mj(&state, board);
     return code;
 }
 #endif

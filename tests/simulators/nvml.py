@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,14 +79,27 @@ class NvmlSim:
         self.boards = list(boards)
         self.init_code = 0
         self.count_code = 0
+        self._since_ns: int | None = None
         self._state = folder / "nvml.txt"
         shutil.copy(built(_SOURCE, *options), self.library)
+        self.write()
+
+    def draw(self, board: SimBoard | None = None, power_mw: int = 0) -> None:
+        """Let counters rise by themselves from now on, by their boards' power; one board's changes with it."""
+        now_ns = time.monotonic_ns()
+        for each in self.boards:
+            each.spend(0 if self._since_ns is None else (now_ns - self._since_ns) // 1_000 * each.power_mw // 1_000_000)
+        self._since_ns = now_ns
+        if board is not None:
+            board.power_mw = power_mw
         self.write()
 
     def write(self) -> None:
         """Make the library say what the boards hold now."""
         whole = self._state.with_suffix(".new")
         lines = [f"init {self.init_code}\n", f"count {self.count_code}\n", *(board.line() for board in self.boards)]
+        if self._since_ns is not None:
+            lines.append(f"since {self._since_ns}\n")
         for index, board in enumerate(self.boards):
             lines += [f"sample {index} {pid} {at_us} {percent}\n" for pid, at_us, percent in board.samples]
         whole.write_text("".join(lines))

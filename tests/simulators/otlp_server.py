@@ -37,6 +37,8 @@ PATHS = {
 HttpAnswer = tuple[int, dict[str, str], bytes]
 """Status, headers and body."""
 
+Judgement = grpc.StatusCode | tuple[grpc.StatusCode, str] | bytes | None
+
 
 class OtlpServer:
     """Entered, it listens on `port`; `taken` has (signal, bytes) of what it acknowledged, `headers` those of all calls.
@@ -44,7 +46,7 @@ class OtlpServer:
     Args:
         port: 0 for any.
         judge: called with signal and bytes before a request is taken; None takes it, bytes take it with that response,
-            a status code refuses it.
+            a status code refuses it, with words of its own if they stand beside.
         retry_after_s: sent as RetryInfo with every refusal.
         credentials: for TLS; None speaks plaintext.
         max_recv_bytes: of a message, which gRPC itself refuses above.
@@ -53,7 +55,7 @@ class OtlpServer:
     def __init__(
         self,
         port: int = 0,
-        judge: Callable[[str, bytes], grpc.StatusCode | bytes | None] | None = None,
+        judge: Callable[[str, bytes], Judgement] | None = None,
         retry_after_s: float | None = None,
         credentials: grpc.ServerCredentials | None = None,
         max_recv_bytes: int = -1,
@@ -100,17 +102,19 @@ class OtlpServer:
             with self._changed:
                 self.calls += 1
                 self.headers.append(dict(context.invocation_metadata()))
-                if not isinstance(answer, grpc.StatusCode):
+                if answer is None or isinstance(answer, bytes):
                     self.taken.append((signal, request))
                 self._changed.notify_all()
             if isinstance(answer, grpc.StatusCode):
-                self._refuse(answer, context)
+                self._refuse(answer, f"told to answer {answer.name}", context)
+            elif isinstance(answer, tuple):
+                self._refuse(*answer, context)
             return answer if isinstance(answer, bytes) else b""
 
         return export
 
-    def _refuse(self, code: grpc.StatusCode, context: Any) -> None:
-        status = status_pb2.Status(code=code.value[0], message=f"told to answer {code.name}")
+    def _refuse(self, code: grpc.StatusCode, words: str, context: Any) -> None:
+        status = status_pb2.Status(code=code.value[0], message=words)
         if self._retry_after_s is not None:
             seconds = int(self._retry_after_s)
             nanos = int((self._retry_after_s - seconds) * 1e9)

@@ -4,11 +4,15 @@ Invariants:
     * a counter shows its energy modulo ``max_energy_range_uj + 1``;
     * zones agree: core and uncore lie inside their package, psys holds packages and DRAM, mirrors are equal;
     * `truth_uj` counts the measured set only, in whole microjoules, from the moment the tree was made.
+
+Told by Documentation/power/powercap/powercap.rst (the tree and its files), Linux drivers/powercap/powercap_sys.c (ids
+in hexadecimal) and intel_rapl_common.c (names, units and ranges).
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -167,6 +171,21 @@ class PowercapTree:
         with path.open("r+b") as handle:
             handle.truncate(0)
             handle.write(text)
+
+    def mask(self, host: Path) -> None:
+        """Hide the zones from who looks at `root`, as container runtimes do (GHSA-jq35-85cj-fj4p).
+
+        The class goes on to list them, and over the devices lies an empty directory. `host` becomes a mount of the
+        host's own sysfs, where they are as before.
+        """
+        devices = self.root / "devices" / "virtual" / "powercap"
+        seen = host / devices.relative_to(self.root)
+        seen.parent.mkdir(parents=True)
+        devices.rename(seen)
+        devices.mkdir()
+        shutil.copytree(self._class, host / "class" / "powercap", symlinks=True)
+        for zone in self._zones.values():
+            zone.path = host / zone.path.relative_to(self.root)
 
     def zone_path(self, domain: str) -> Path:
         """The directory of a zone, by domain id, or by ``<domain>/core``, ``psys``, ``mmio``."""

@@ -1,4 +1,9 @@
-"""A fake ``/proc`` and clocks that only move when told."""
+"""A fake ``/proc`` and clocks that only move when told.
+
+Told by Documentation/filesystems/proc.rst and proc(5): ``stat``, ``<pid>/stat`` (utime and stime, of the process and of
+the children it waited for, and starttime), ``<pid>/task/<tid>/children``; and by
+Documentation/admin-guide/sysctl/kernel.rst: ``random/boot_id``.
+"""
 
 from __future__ import annotations
 

@@ -20,6 +20,9 @@ from simulators.sidecar import clean_environment
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+ALL = "JOULEGRAM_TEST_READERS"
+"""Set to ``all``, tests run readers too that take minutes to install or to run."""
+
 SCRAPE_MS = 15_000
 SCAPHANDRE = "1.0.0"
 

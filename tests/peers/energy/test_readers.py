@@ -12,15 +12,13 @@ import pytest
 from peers.build import PeerMissingError
 from peers.energy import overlap
 from peers.energy.compare import Ours, compare, ours, spaced
-from peers.energy.readers import PEERS, Reader
+from peers.energy.readers import ALL, PEERS, Reader
 from peers.energy.scenarios import SCENARIOS, J, Scenario
 from peers.energy.sessions import Scraped, samples
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a peer installs it
 
 PAGE = Path(__file__).parents[3] / "docs" / "comparison.md"
-ALL = "JOULEGRAM_TEST_READERS"
-"""Set to ``all``, readers are run too that take minutes to install or to run."""
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 by_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=list(BY_NAME))
 
