@@ -12,8 +12,9 @@ import time
 from typing import TYPE_CHECKING
 
 from joulegram_pipeline.energy import Domain, DomainKind, Method, Tick, TickBatch
-from joulegram_processor.attribution import Columns, add_up, attribute
+from joulegram_processor.attribution import Columns, attribute
 from joulegram_processor.energy_store import EnergyStore
+from joulegram_processor.inclusive import add_up
 
 if TYPE_CHECKING:
     from joulegram_processor.claims import Claims

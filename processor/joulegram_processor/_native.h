@@ -36,6 +36,28 @@ int next_field(Bytes *in, Field *field);
 
 int read_integer(PyObject *object, int64_t *value);
 int read_column(PyObject *list, Py_ssize_t count, int64_t **out);
+void *zeroed(Py_ssize_t count, size_t size);
+
+/* The time in which a span is innermost, and pieces that grow. */
+typedef struct {
+    int64_t start, end, index;
+} Piece;
+
+typedef struct {
+    Piece *items;
+    Py_ssize_t count, room;
+} Pieces;
+
+int add_piece(Pieces *pieces, int64_t start, int64_t end, int64_t index);
+
+/* A boundary of a span or a piece. */
+typedef struct {
+    int64_t instant;
+    int32_t index;
+    int32_t begins;
+} Boundary;
+
+int by_boundary(const void *first, const void *second);
 
 PyObject *native_extract(PyObject *self, PyObject *args);
 PyObject *native_holds(PyObject *self, PyObject *args);

@@ -58,6 +58,7 @@ def share(
     parts: list[Part],
     order: list[int],  # the spans of the parts, by index, each once
     kind: int,
+    beside: list[Part],  # of spans that nobody asks for: what they get is nobody's yet
     /,
 ) -> tuple[list[int], list[int]] | None: ...  # uJ by span in this order, and by slab
 def join(

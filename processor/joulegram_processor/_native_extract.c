@@ -132,12 +132,17 @@ static int put_pair(PyObject *values, Bytes pair, PyObject *key, int depth) {
     return status < 0 ? FAILED : TAKEN;
 }
 
-/* The wanted key a KeyValue has, borrowed, or NULL: then PyErr_Occurred tells. The pair is known. */
-static PyObject *wanted_key(Request *request, Bytes pair) {
+/* The key of a KeyValue that is known. */
+static Bytes key_of(Bytes pair) {
     Field field = {.body = ABSENT};
     Bytes key = ABSENT;
     while (pair.at < pair.end && next_field(&pair, &field))
         if (field.number == 1) key = field.body;
+    return key;
+}
+
+/* The wanted key that these bytes are, borrowed, or NULL: then PyErr_Occurred tells. */
+static PyObject *wanted_key(Request *request, Bytes key) {
     if (key.at == key.end) return NULL;
     Py_ssize_t length = key.end - key.at;
     if (!(request->lengths[key.at[0]] >> (length < LENGTHS ? length : LENGTHS) & 1)) return NULL;
@@ -270,9 +275,14 @@ static int read_status(Bytes body, uint64_t *code) {
     return *code > INT32_MAX ? REFUSED : TAKEN;
 }
 
-/* A wanted attribute of a span, into `*values`, which is made at the first. */
+/* An attribute of a span: checked, and where it is wanted put into `*values`, which is made at the first. */
 static int take_attribute(Request *request, Bytes pair, PyObject **values, int *selected) {
-    PyObject *key = wanted_key(request, pair);
+    Bytes said;
+    if (!text_pair(pair, &said)) {
+        if (!is_known(pair, PAIR, 5)) return REFUSED;
+        said = key_of(pair);
+    }
+    PyObject *key = wanted_key(request, said);
     if (key == NULL) return PyErr_Occurred() ? FAILED : TAKEN;
     if (*values == NULL && (*values = PyDict_New()) == NULL) return FAILED;
     int named = PySet_Contains(request->attributes, key);
@@ -297,7 +307,7 @@ static int read_span(Request *request, Bytes in, Bytes resource) {
         }
         int is = FIELDS[SPAN][field.number];
         if (is == PAIR) {
-            status = is_known(field.body, PAIR, 5) ? take_attribute(request, field.body, &values, &selected) : REFUSED;
+            status = take_attribute(request, field.body, &values, &selected);
         } else if (is == EVENT || is == LINK) {
             status = is_known(field.body, is, 5);
         } else {

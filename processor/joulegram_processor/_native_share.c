@@ -1,4 +1,4 @@
-/* The shares of spans that say their CPU time, beside those that do not. The procedure and its steps are those of
+/* The shares of spans that say their CPU time, beside those that do not and those that are not settled yet. The procedure and its steps are those of
    attribution_cpu.py. Below these limits nothing that is kept passes 127 bits, else it is refused; levels may wrap, as only
    their differences count, and those are no more than the energy there is. */
 
@@ -16,7 +16,10 @@ typedef struct {
 /* What stands in place of a weight: a span that says no CPU time, and one that does and is innermost. */
 enum { NO_WEIGHT = -2, STAND_BY = -1 };
 
-/* A boundary of a span. */
+/* In place of a place: the span has its part, and nobody asked for it. */
+enum { BESIDE = -1 };
+
+/* A boundary of a part. */
 typedef struct {
     int64_t instant, weight;
     int32_t place, begins;
@@ -30,19 +33,13 @@ typedef struct {
     Py_ssize_t slab_count, event_count, place_count, index_count;
 } Work;
 
-static void *room_for(Py_ssize_t count, size_t size) {
-    void *made = PyMem_Calloc((size_t)count + 1, size);
-    if (made == NULL) PyErr_NoMemory();
-    return made;
-}
-
 static int read_at(PyObject *tuple, Py_ssize_t at, int64_t *value) { return read_integer(PyTuple_GetItem(tuple, at), value); }
 
 /* Slabs as (start, end, (uJ by kind), (uJ available by kind), (uJ of descendants by kind)). */
 static int read_slabs(PyObject *list, int kind, Work *work) {
     Wide sum = 0;
     work->slab_count = PyList_Size(list);
-    if ((work->slabs = room_for(work->slab_count, sizeof *work->slabs)) == NULL) return FAILED;
+    if ((work->slabs = zeroed(work->slab_count, sizeof *work->slabs)) == NULL) return FAILED;
     for (Py_ssize_t at = 0; at < work->slab_count; at++) {
         PyObject *item = PyList_GetItem(list, at);
         Slab *slab = &work->slabs[at];
@@ -69,8 +66,8 @@ static int read_order(PyObject *list, Work *work) {
         if (order[at] < 0 || order[at] >= INT32_MAX) status = REFUSED;
         else if (order[at] >= work->index_count) work->index_count = (Py_ssize_t)order[at] + 1;
     }
-    if (status == TAKEN && (work->places = room_for(work->index_count, sizeof *work->places)) == NULL) status = FAILED;
-    if (status == TAKEN && (work->fine = room_for(work->place_count, sizeof *work->fine)) == NULL) status = FAILED;
+    if (status == TAKEN && (work->places = zeroed(work->index_count, sizeof *work->places)) == NULL) status = FAILED;
+    if (status == TAKEN && (work->fine = zeroed(work->place_count, sizeof *work->fine)) == NULL) status = FAILED;
     if (status == TAKEN) {
         for (Py_ssize_t at = 0; at < work->index_count; at++) work->places[at] = -1;
         for (Py_ssize_t at = 0; at < work->place_count; at++) work->places[order[at]] = (int32_t)at;
@@ -84,10 +81,9 @@ static int by_instant(const void *first, const void *second) {
     return (a->instant > b->instant) - (a->instant < b->instant);
 }
 
-/* Parts as (start, end, index, weight or None), each as two events. */
-static int read_parts(PyObject *list, Work *work) {
+/* Parts as (start, end, index, weight or None), each as two events; `beside` they are nobody's who asked. */
+static int read_parts(PyObject *list, int beside, Work *work) {
     Py_ssize_t count = PyList_Size(list);
-    if ((work->events = room_for(2 * count, sizeof *work->events)) == NULL) return FAILED;
     for (Py_ssize_t at = 0; at < count; at++) {
         PyObject *part = PyList_GetItem(list, at), *weight = PyTuple_GetItem(part, 3);
         int64_t start, end, index, known = NO_WEIGHT;
@@ -99,53 +95,68 @@ static int read_parts(PyObject *list, Work *work) {
             if (status == TAKEN && (known < STAND_BY || known > (int64_t)1 << FINE_BITS)) status = REFUSED;
         }
         if (status != TAKEN) return status;
-        if (index < 0 || index >= work->index_count || work->places[index] < 0 || end <= start) return REFUSED;
-        work->events[work->event_count++] = (Event){start, known, work->places[index], 1};
-        work->events[work->event_count++] = (Event){end, known, work->places[index], 0};
+        if (end <= start) return REFUSED;
+        if (!beside && (index < 0 || index >= work->index_count || work->places[index] < 0)) return REFUSED;
+        int32_t place = beside ? BESIDE : work->places[index];
+        work->events[work->event_count++] = (Event){start, known, place, 1};
+        work->events[work->event_count++] = (Event){end, known, place, 0};
     }
-    qsort(work->events, (size_t)work->event_count, sizeof *work->events, by_instant);
     return TAKEN;
 }
 
-/* What is open, and what each unit of it has had since the beginning. */
+static int read_all_parts(PyObject *parts, PyObject *beside, Work *work) {
+    Py_ssize_t count = PyList_Size(parts) + PyList_Size(beside);
+    if ((work->events = zeroed(2 * count, sizeof *work->events)) == NULL) return FAILED;
+    int status = read_parts(parts, 0, work);
+    if (status == TAKEN) status = read_parts(beside, 1, work);
+    if (status == TAKEN) qsort(work->events, (size_t)work->event_count, sizeof *work->events, by_instant);
+    return status;
+}
+
+/* Of one kind of part: what is open, what of that was asked for, and what each unit has had since the beginning. */
 typedef struct {
-    Level by_weight, by_other, by_waiting;
-    int64_t weights, others, waiting;
+    Level level;
+    int64_t open, mine;
+} Sum;
+
+typedef struct {
+    Sum weights, others, waiting;
 } Sweep;
 
 static void step(Sweep *sweep, const Event *event, Work *work) {
-    int64_t sign = event->begins ? 1 : -1;
-    Level level;
-    if (event->weight == NO_WEIGHT) {
-        sweep->others += sign;
-        level = sweep->by_other << FINE_BITS;
-    } else if (event->weight == STAND_BY) {
-        sweep->waiting += sign;
-        level = sweep->by_waiting << FINE_BITS;
-    } else {
-        sweep->weights += sign * event->weight;
-        level = sweep->by_weight * (Level)event->weight;
-    }
-    work->fine[event->place] += event->begins ? (Level)0 - level : level;
+    int64_t weight = event->weight >= 0 ? event->weight : 1;
+    Sum *sum = event->weight == NO_WEIGHT ? &sweep->others : event->weight == STAND_BY ? &sweep->waiting : &sweep->weights;
+    int64_t change = event->begins ? weight : -weight;
+    sum->open += change;
+    if (event->place == BESIDE) return;
+    sum->mine += change;
+    Level had = event->weight >= 0 ? sum->level * (Level)weight : sum->level << FINE_BITS;
+    work->fine[event->place] += event->begins ? (Level)0 - had : had;
 }
 
-/* Step 3: of what is `left`, what is given. */
+/* Each of those open has this much more; what those who asked have of it. */
+static Wide each_gets(Sum *sum, Wide more) {
+    sum->level += (Level)more;
+    return more * sum->mine;
+}
+
+/* Step 3: of what is `left`, what is given to those who asked. */
 static Wide give(Sweep *sweep, Wide spent, Wide left, Wide below) {
     Wide given = 0;
-    if (sweep->weights) {
-        Wide wanted = (spent * sweep->weights) >> FINE_BITS;
-        sweep->by_weight += (Level)(wanted < left ? spent : (left << FINE_BITS) / sweep->weights);
-        given = wanted < left ? wanted : left;
-        left -= given;
+    Sum *weights = &sweep->weights;
+    if (weights->open) {
+        Wide wanted = (spent * weights->open) >> FINE_BITS;
+        if (wanted < left) {
+            given = each_gets(weights, spent) >> FINE_BITS;
+            left -= wanted;
+        } else {
+            weights->level += (Level)((left << FINE_BITS) / weights->open);
+            given = left * weights->mine / weights->open;
+            left = 0;
+        }
     }
-    if (sweep->others) {
-        sweep->by_other += (Level)(left / sweep->others);
-        given += left / sweep->others * sweep->others;
-    } else if (sweep->waiting) {
-        Wide each = (left < below ? left : below) / sweep->waiting;
-        sweep->by_waiting += (Level)each;
-        given += each * sweep->waiting;
-    }
+    if (sweep->others.open) given += each_gets(&sweep->others, left / sweep->others.open);
+    else if (sweep->waiting.open) given += each_gets(&sweep->waiting, (left < below ? left : below) / sweep->waiting.open);
     return given;
 }
 
@@ -165,7 +176,7 @@ static int64_t sweep_slabs(Work *work, PyObject *given, int *status) {
         Wide until[3] = {0}, parts[3];
         for (int64_t now = slab->start; now < slab->end;) {
             while (at < work->event_count && work->events[at].instant <= now) step(&sweep, &work->events[at++], work);
-            if (sweep.weights >= MAX_WEIGHTS) {
+            if (sweep.weights.open >= MAX_WEIGHTS) {
                 *status = REFUSED;
                 return -1;
             }
@@ -207,17 +218,18 @@ static PyObject *rounded(const Work *work, int64_t given) {
     return gains;
 }
 
-/* share(slabs, parts, order, kind): see _native.pyi. */
+/* share(slabs, parts, order, kind, beside): see _native.pyi. */
 PyObject *native_share(PyObject *self, PyObject *args) {
     (void)self;
-    PyObject *slabs, *parts, *order, *given = NULL, *gains = NULL, *result = NULL;
+    PyObject *slabs, *parts, *order, *beside, *given = NULL, *gains = NULL, *result = NULL;
     int kind;
-    if (!PyArg_ParseTuple(args, "O!O!O!i", &PyList_Type, &slabs, &PyList_Type, &parts, &PyList_Type, &order, &kind))
+    if (!PyArg_ParseTuple(args, "O!O!O!iO!", &PyList_Type, &slabs, &PyList_Type, &parts, &PyList_Type, &order, &kind,
+                          &PyList_Type, &beside))
         return NULL;
     Work work = {0};
     int status = read_slabs(slabs, kind, &work);
     if (status == TAKEN) status = read_order(order, &work);
-    if (status == TAKEN) status = read_parts(parts, &work);
+    if (status == TAKEN) status = read_all_parts(parts, beside, &work);
     if (status == TAKEN && (given = PyList_New(0)) == NULL) status = FAILED;
     int64_t whole = status == TAKEN ? sweep_slabs(&work, given, &status) : 0;
     if (status == TAKEN && (gains = rounded(&work, whole)) != NULL) result = PyTuple_Pack(2, gains, given);

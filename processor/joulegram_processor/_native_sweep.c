@@ -1,5 +1,5 @@
-/* Whose energy it was: the pieces in which spans are innermost, and the sweep over them. The procedure and its steps
-   are those of attribution.py. Times are below 2**62 ns and microjoules below 2**60 in all, else it is refused; what
+/* Whose energy it was: the sweep over the pieces in which spans are innermost. The procedure and its steps are those of
+   attribution.py. Times are below 2**62 ns and microjoules below 2**60 in all, else it is refused; what
    is multiplied or shifted is 128 bits wide. */
 
 #include "_native.h"
@@ -10,10 +10,6 @@ enum { FINE_BITS = 32 };
 typedef struct {
     int64_t start, end;
 } Interval;
-
-typedef struct {
-    int64_t start, end, index;
-} Piece;
 
 /* An integer between -LIMIT and LIMIT; REFUSED for anything else, FAILED with an error set. */
 int read_integer(PyObject *object, int64_t *value) {
@@ -28,7 +24,7 @@ int read_integer(PyObject *object, int64_t *value) {
 }
 
 /* `count` zeroed elements of a size; NULL with an error set. Free with PyMem_Free. */
-static void *zeroed(Py_ssize_t count, size_t size) {
+void *zeroed(Py_ssize_t count, size_t size) {
     void *made = PyMem_Calloc((size_t)count + 1, size);
     if (made == NULL) PyErr_NoMemory();
     return made;
@@ -61,33 +57,8 @@ static int read_intervals(PyObject *list, Interval **out, Py_ssize_t *count) {
     return status;
 }
 
-static int by_start(const void *first, const void *second) {
-    const Interval *a = first, *b = second;
-    return a->start != b->start ? (a->start < b->start ? -1 : 1) : (a->end > b->end) - (a->end < b->end);
-}
-
-/* Sort and join in place, as intervals.union does; how many are left. */
-static Py_ssize_t unite(Interval *items, Py_ssize_t count) {
-    Py_ssize_t kept = 0;
-    qsort(items, (size_t)count, sizeof *items, by_start);
-    for (Py_ssize_t at = 0; at < count; at++) {
-        if (items[at].end <= items[at].start) continue;
-        if (kept && items[at].start <= items[kept - 1].end) {
-            if (items[at].end > items[kept - 1].end) items[kept - 1].end = items[at].end;
-        } else {
-            items[kept++] = items[at];
-        }
-    }
-    return kept;
-}
-
-/* Pieces that grow. */
-typedef struct {
-    Piece *items;
-    Py_ssize_t count, room;
-} Pieces;
-
-static int add_piece(Pieces *pieces, int64_t start, int64_t end, int64_t index) {
+/* The piece goes behind the others; FAILED with an error set. */
+int add_piece(Pieces *pieces, int64_t start, int64_t end, int64_t index) {
     if (pieces->count == pieces->room) {
         Py_ssize_t room = 2 * pieces->room + 256;
         Piece *more = PyMem_Realloc(pieces->items, (size_t)room * sizeof *more);
@@ -118,119 +89,9 @@ static int add_left(Pieces *pieces, int64_t start, int64_t end, int64_t index, c
     return status == TAKEN && start < end ? add_piece(pieces, start, end, index) : status;
 }
 
-/* The forest of spans: parents and children by index, -1 for none, and the time below each that is settled. */
-typedef struct {
-    Py_ssize_t count;
-    int64_t *starts, *ends, *above, *homes;
-    int64_t *first_child, *next_child, *waiting;
-    Interval **covers; /* of spans that have children; NULL until they are known and after they were used */
-    int64_t *cover_counts;
-} Forest;
-
-/* Link children to parents in the same home; an index that is no span's is refused. */
-static int plant(Forest *forest) {
-    for (Py_ssize_t at = 0; at < forest->count; at++) forest->first_child[at] = -1;
-    for (Py_ssize_t at = 0; at < forest->count; at++) {
-        int64_t parent = forest->above[at];
-        if (parent < -1 || parent >= forest->count || parent == at) return REFUSED;
-        if (parent >= 0 && forest->homes != NULL && forest->homes[parent] != forest->homes[at])
-            parent = forest->above[at] = -1;
-        if (parent < 0) continue;
-        forest->next_child[at] = forest->first_child[parent];
-        forest->first_child[parent] = at;
-        forest->waiting[parent]++;
-    }
-    return TAKEN;
-}
-
-/* The pieces of a span whose descendants are known, and what it covers together with them. */
-static int settle(Forest *forest, int64_t index, Pieces *pieces) {
-    int64_t start = forest->starts[index], end = forest->ends[index];
-    if (forest->first_child[index] < 0) return add_piece(pieces, start, end, index);
-    Py_ssize_t count = 0;
-    for (int64_t child = forest->first_child[index]; child >= 0; child = forest->next_child[child])
-        count += forest->covers[child] == NULL ? 1 : (Py_ssize_t)forest->cover_counts[child];
-    Interval *inner = zeroed(count + 1, sizeof *inner);
-    if (inner == NULL) return FAILED;
-    count = 0;
-    for (int64_t child = forest->first_child[index]; child >= 0; child = forest->next_child[child]) {
-        if (forest->covers[child] == NULL) {
-            inner[count++] = (Interval){forest->starts[child], forest->ends[child]};
-            continue;
-        }
-        memcpy(inner + count, forest->covers[child], (size_t)forest->cover_counts[child] * sizeof *inner);
-        count += (Py_ssize_t)forest->cover_counts[child];
-        PyMem_Free(forest->covers[child]);
-        forest->covers[child] = NULL;
-    }
-    count = unite(inner, count);
-    int status = add_left(pieces, start, end, index, inner, count);
-    inner[count++] = (Interval){start, end};
-    forest->cover_counts[index] = unite(inner, count);
-    forest->covers[index] = inner;
-    return status;
-}
-
-/* Settle each span after its children; a cycle of parents is refused. */
-static int settle_all(Forest *forest, Pieces *pieces) {
-    Py_ssize_t settled = 0;
-    for (Py_ssize_t leaf = 0; leaf < forest->count; leaf++) {
-        if (forest->first_child[leaf] >= 0) continue;
-        for (int64_t at = leaf; at >= 0;) {
-            int status = settle(forest, at, pieces);
-            if (status != TAKEN) return status;
-            settled++;
-            at = forest->above[at];
-            if (at >= 0 && --forest->waiting[at] > 0) break;
-        }
-    }
-    return settled == forest->count ? TAKEN : REFUSED;
-}
-
-/* innermost(starts, ends, above, homes): the pieces, packed; see _native.pyi. */
-PyObject *native_innermost(PyObject *self, PyObject *args) {
-    (void)self;
-    PyObject *starts, *ends, *above, *homes, *result = NULL;
-    if (!PyArg_ParseTuple(args, "O!O!O!O", &PyList_Type, &starts, &PyList_Type, &ends, &PyList_Type, &above, &homes))
-        return NULL;
-    Py_ssize_t count = PyList_Size(starts);
-    Forest forest = {.count = count};
-    Pieces pieces = {0};
-    int status = read_column(starts, count, &forest.starts);
-    if (status == TAKEN) status = read_column(ends, count, &forest.ends);
-    if (status == TAKEN) status = read_column(above, count, &forest.above);
-    if (status == TAKEN && homes != Py_None) status = read_column(homes, count, &forest.homes);
-    if (status == TAKEN) {
-        forest.first_child = zeroed(count, sizeof *forest.first_child);
-        forest.next_child = zeroed(count, sizeof *forest.next_child);
-        forest.waiting = zeroed(count, sizeof *forest.waiting);
-        forest.covers = zeroed(count, sizeof *forest.covers);
-        forest.cover_counts = zeroed(count, sizeof *forest.cover_counts);
-        if (PyErr_Occurred()) status = FAILED;
-    }
-    if (status == TAKEN) status = plant(&forest);
-    if (status == TAKEN) status = settle_all(&forest, &pieces);
-    if (status == TAKEN)
-        result = PyBytes_FromStringAndSize((const char *)pieces.items, pieces.count * (Py_ssize_t)sizeof(Piece));
-    for (Py_ssize_t at = 0; forest.covers != NULL && at < count; at++) PyMem_Free(forest.covers[at]);
-    int64_t *columns[] = {forest.starts,      forest.ends,       forest.above,   forest.homes,
-                          forest.first_child, forest.next_child, forest.waiting, forest.cover_counts};
-    for (size_t at = 0; at < sizeof columns / sizeof *columns; at++) PyMem_Free(columns[at]);
-    PyMem_Free(forest.covers);
-    PyMem_Free(pieces.items);
-    if (status == REFUSED) Py_RETURN_NONE;
-    return result;
-}
-
-/* A boundary of a piece. They are sorted by instant, ends before starts, then by span. */
-typedef struct {
-    int64_t instant;
-    int32_t index;
-    int32_t begins;
-} Event;
-
-static int by_instant(const void *first, const void *second) {
-    const Event *a = first, *b = second;
+/* For qsort: boundaries by instant, ends before starts, then by span. */
+int by_boundary(const void *first, const void *second) {
+    const Boundary *a = first, *b = second;
     if (a->instant != b->instant) return a->instant < b->instant ? -1 : 1;
     if (a->begins != b->begins) return a->begins - b->begins;
     return (a->index > b->index) - (a->index < b->index);
@@ -263,7 +124,7 @@ static int read_ticks(PyObject *list, Tick **out, Py_ssize_t *count) {
 
 typedef struct {
     Py_ssize_t count; /* of spans */
-    Event *events;
+    Boundary *events;
     Py_ssize_t event_count;
     Tick *ticks;
     Py_ssize_t tick_count;
@@ -279,7 +140,7 @@ static int64_t gain(Sweep *sweep, int kind) {
     Py_ssize_t at = 0;
     memset(sweep->gains, 0, (size_t)sweep->count * sizeof *sweep->gains);
     for (Py_ssize_t each = 0; each < sweep->event_count; each++) {
-        Event *event = &sweep->events[each];
+        Boundary *event = &sweep->events[each];
         if (each == 0 || event->instant != event[-1].instant) {
             while (at < sweep->tick_count && sweep->ticks[at].end <= event->instant) base += sweep->ticks[at++].pots[kind];
             now = base;
@@ -329,7 +190,7 @@ static int put_in_order(Sweep *sweep, PyObject *starts, PyObject *ends, PyObject
     int together = 0, any = 0;
     int64_t before = 0;
     for (Py_ssize_t at = 0; at < sweep->event_count; at++) {
-        Event *event = &sweep->events[at];
+        Boundary *event = &sweep->events[at];
         if (!event->begins) continue;
         together |= any && before == event->instant;
         before = event->instant;
@@ -388,7 +249,7 @@ static PyObject *busy(const Sweep *sweep) {
     int64_t open = 0, low = 0, high = 0;
     int any = 0;
     for (Py_ssize_t at = 0; found != NULL && at <= sweep->event_count; at++) {
-        const Event *event = &sweep->events[at];
+        const Boundary *event = &sweep->events[at];
         int over = at == sweep->event_count;
         if (any && open == 0 && (over || event->instant != high)) {
             PyObject *pair = Py_BuildValue("(LL)", (long long)low, (long long)high);
@@ -422,10 +283,10 @@ static int cut_pieces(Sweep *sweep, const Piece *pieces, Py_ssize_t count, const
     if (status == TAKEN && (sweep->events = zeroed(2 * left.count, sizeof *sweep->events)) == NULL) status = FAILED;
     for (Py_ssize_t at = 0; status == TAKEN && at < left.count; at++) {
         const Piece *piece = &left.items[at];
-        sweep->events[sweep->event_count++] = (Event){piece->start, (int32_t)piece->index, 1};
-        sweep->events[sweep->event_count++] = (Event){piece->end, (int32_t)piece->index, 0};
+        sweep->events[sweep->event_count++] = (Boundary){piece->start, (int32_t)piece->index, 1};
+        sweep->events[sweep->event_count++] = (Boundary){piece->end, (int32_t)piece->index, 0};
     }
-    if (status == TAKEN) qsort(sweep->events, (size_t)sweep->event_count, sizeof *sweep->events, by_instant);
+    if (status == TAKEN) qsort(sweep->events, (size_t)sweep->event_count, sizeof *sweep->events, by_boundary);
     PyMem_Free(left.items);
     PyMem_Free(taken);
     return status;

@@ -60,9 +60,29 @@ static inline int read_field(Bytes *in, Field *field) {
 /* `read_field`, for the other files. */
 int next_field(Bytes *in, Field *field) { return read_field(in, field); }
 
+/* Whether all bytes are below 0x80, with no loop over the last few of them. */
+static inline int is_ascii(Bytes text) {
+    size_t size = (size_t)(text.end - text.at);
+    uint64_t eight, any = 0;
+    uint32_t four, last;
+    if (size >= 8) {
+        for (const uint8_t *at = text.at; at < text.end - 8; at += 8) memcpy(&eight, at, 8), any |= eight;
+        memcpy(&eight, text.end - 8, 8);
+        return !((any | eight) & 0x8080808080808080u);
+    }
+    if (size >= 4) {
+        memcpy(&four, text.at, 4);
+        memcpy(&last, text.end - 4, 4);
+        return !((four | last) & 0x80808080u);
+    }
+    while (text.at < text.end) any |= *text.at++;
+    return !(any & 0x80);
+}
+
 /* Whether bytes are UTF-8 as Python and protobuf take it: no overlong form, no surrogate, nothing above U+10FFFF. */
 static int is_utf8(Bytes text) {
     const uint8_t *at = text.at;
+    if (is_ascii(text)) return 1;
     while (at < text.end) {
         uint64_t eight;
         if (text.end - at >= 8 && (memcpy(&eight, at, 8), !(eight & 0x8080808080808080u))) {
@@ -112,6 +132,20 @@ int known_field(Bytes *in, int kind, Field *field) {
     if (!read_field(in, field) || field->number > MAX_FIELD) return 0;
     int is = FIELDS[kind][field->number];
     return is != NONE && field->type == TYPES[is] && (is != TEXT || is_utf8(field->body));
+}
+
+/* Whether a KeyValue is what most are, and then its key: a key and a value that is text, each once and below 128 bytes.
+   One that is not may be known all the same. It is a third of what reading a request takes. */
+int text_pair(Bytes pair, Bytes *key) {
+    const uint8_t *at = pair.at;
+    size_t size = (size_t)(pair.end - at);
+    if (size < 6 || at[0] != (1 << 3 | LENGTH_TYPE) || at[1] >= 0x80 || size < (size_t)at[1] + 6) return 0;
+    const uint8_t *value = at + 2 + at[1]; /* tag and length of the value, then tag and length of its text */
+    size_t rest = (size_t)(pair.end - value) - 2;
+    if (value[0] != (2 << 3 | LENGTH_TYPE) || rest >= 0x80 || value[1] != rest) return 0;
+    if (value[2] != (1 << 3 | LENGTH_TYPE) || value[3] != rest - 2) return 0;
+    *key = (Bytes){at + 2, value};
+    return is_utf8(*key) && is_utf8((Bytes){value + 4, pair.end});
 }
 
 /* Whether a message, and all in it, is known; `depth` counts the messages around it. */

@@ -16,6 +16,7 @@ enum { MAX_FIELD = 16, MAX_DEPTH = 48 }; /* protobuf's own limit is 100 messages
 extern const uint8_t FIELDS[KINDS][MAX_FIELD + 1];
 
 int known_field(Bytes *in, int kind, Field *field);
+int text_pair(Bytes pair, Bytes *key);
 int is_known(Bytes in, int kind, int depth);
 int read_once(Bytes in, int kind, int depth, Field *found, uint32_t *seen);
 

@@ -2,14 +2,16 @@
 
 Invariants:
     * Σ of what the spans of a settlement get = the energy of the time they claim, per kind, to the microjoule;
-    * time once claimed in a scope is never given again, so a span that comes late shares what is left;
-    * the result depends on the set of spans settled together, not on their order.
+    * energy once given is never given again, so a span that comes late shares what is left;
+    * a span's part depends on the set of spans known when it is settled, not on their order, nor on which of them are
+      settled with it: those settled later find their part left over (to the microjoule, by rounding).
 
 Procedure, for spans settled together:
     1. Nest: a span's children are those that name it as parent within the same process; a cycle of them nests nobody.
     2. A span is innermost where it is open and no descendant is: its interval less the union of theirs.
     3. Each such piece lies in a scope: the span's process from the moment it was named, before that the host.
-    4. Take away the time that was claimed before.
+    4. Take away the time that was claimed before. Where something of it is left over, or spans are open that are known
+       and settled later, it is shared as attribution_cpu.py says; steps 5 and 6 are for the rest.
     5. Sweep each scope over the boundaries of its pieces. Between two boundaries the pot's energy is divided by the
        number of pieces open there; a running level keeps the sum, in units of 2**-32 uJ, the remainder carried on.
        A piece's share is the level at its end less the level at its start.
@@ -30,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 from joulegram_processor import native
 from joulegram_processor.attribution_cpu import FINE_BITS, STAND_BY, Part, ScopeCpu, divide
 from joulegram_processor.claims import Claims
-from joulegram_processor.intervals import subtract, union
+from joulegram_processor.innermost import Piece, innermost, unpacked
+from joulegram_processor.intervals import IntervalSet, subtract, union
 from joulegram_processor.scopes import BY_SPAN, HOST
 
 if TYPE_CHECKING:
@@ -38,10 +41,7 @@ if TYPE_CHECKING:
 
     from joulegram_processor.energy_store import EnergyStore
     from joulegram_processor.intervals import Interval
-    from joulegram_processor.rows import Row, Triple
-
-Piece = tuple[int, int, int]
-"""Start, end, and the index of the span it belongs to."""
+    from joulegram_processor.rows import Row
 
 
 @dataclass(slots=True)
@@ -60,6 +60,7 @@ class Columns:
         kids: energy of settled descendants, by kind; filled by `add_up`.
         scopes: the scope each span's energy was taken from, HOST as soon as any of it was; filled by `attribute`.
         labels: the number of the text that says so; filled by `attribute`.
+        late: those that got nothing because others had all of it before they came; filled by `attribute`.
     """
 
     starts: list[int] = field(default_factory=list)
@@ -73,6 +74,7 @@ class Columns:
     kids: tuple[list[int], list[int], list[int]] = field(default_factory=lambda: ([], [], []))
     scopes: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    late: set[int] = field(default_factory=set)
     above: list[int | None] = field(default_factory=list)
     """The index of each span's parent, None where it is not among these; filled by `nest`."""
     below: dict[int, list[int]] = field(default_factory=dict)
@@ -99,71 +101,122 @@ class Columns:
                 below[parent] = [index]
 
 
-def attribute(store: EnergyStore, claimed: dict[int, Claims], spans: Columns) -> None:
-    """Fill `own`, `scopes` and `labels` of spans settled together, and extend what is claimed."""
-    equally = not spans.cpu_ns and not spans.boards and not _anything_left(claimed, spans)
-    if not equally or native.LOADED is None or not _attribute_natively(native.LOADED, store, claimed, spans):
-        attribute_in_python(store, claimed, spans, equally=equally)
+Parts = dict[int, tuple[list[Part], list[Part]]]
+"""By scope, the parts of spans in its CPU and DRAM energy, and in that of its GPUs."""
+
+MAX_CONTESTED = 32
+"""Into how many stretches at most the time of a settlement is told apart that others have a part in."""
+
+NOBODY: tuple[list[Part], list[Part]] = ([], [])
+
+
+def attribute(store: EnergyStore, claimed: dict[int, Claims], spans: Columns, beside: Columns | None = None) -> None:
+    """Fill `own`, `scopes`, `labels` and `late` of spans settled together, and extend what is claimed.
+
+    Args:
+        store: the node's energy.
+        claimed: time given before, by scope.
+        spans: those settled.
+        beside: spans that are known and settled later; their share is left for them.
+    """
+    if not len(spans):
+        spans.own = ([], [], [])
+        return
+    before = _given_before(claimed, min(spans.starts))
+    others = _parts_beside(store, beside, spans) if beside is not None and len(beside) else {}
+    if (
+        spans.cpu_ns
+        or spans.boards
+        or native.LOADED is None
+        or not _attribute_natively(native.LOADED, store, claimed, spans, others)
+    ):
+        attribute_in_python(store, claimed, spans, others)
     labels = {scope: store.label(scope) for scope in set(spans.scopes)}
     spans.labels = list(map(labels.__getitem__, spans.scopes))
     for index in spans.cpu_ns:
         spans.labels[index] = BY_SPAN
+    if before:
+        spans.late = _late(store, before, spans)
 
 
-def _anything_left(claimed: dict[int, Claims], spans: Columns) -> bool:
-    """Whether time these spans may want was given with something left over."""
-    left = [times.leftovers[-1][1] for times in claimed.values() if times.leftovers]
-    return bool(left) and bool(spans.starts) and max(left) > min(spans.starts)
-
-
-def _attribute_natively(module: Any, store: EnergyStore, claimed: dict[int, Claims], spans: Columns) -> bool:
+def _attribute_natively(
+    module: Any, store: EnergyStore, claimed: dict[int, Claims], spans: Columns, others: Parts
+) -> bool:
     """`attribute` by the native module; nothing is changed where it refuses, as at the instant of naming."""
     count, named = len(spans), store.named_from
-    if not count:
-        return False
     alone = named.keys().isdisjoint(spans.pids)
     homes = [HOST] * count if alone else [pid if pid in named else HOST for pid in spans.pids]
     spans.nest()
-    pieces = module.innermost(spans.starts, spans.ends, spans.above, None if alone else homes)
-    if pieces is None:
+    packed = module.innermost(spans.starts, spans.ends, spans.above, None if alone else homes)
+    if packed is None:
         return False
     first, last = min(spans.starts), max(spans.ends)
     own = ([0] * count, [0] * count, [0] * count)
     swept: dict[int, list[Interval]] = {}
+    shared: dict[int, list[Interval]] = {}
     for scope in dict.fromkeys(homes):
+        contested = _contested(claimed.get(scope), others.get(scope, NOBODY), first, last)
         taken = claimed[scope].reaching(first) if scope in claimed else []
+        if contested:
+            shared[scope] = contested
+            taken = union((*taken, *contested))
         rows = [(row.start_ns, row.end_ns, *row.pot(scope)) for row in store.overlapping(first, last)]
         since = 0 if scope == HOST else named[scope]
         busy = module.sweep(
-            pieces, scope, None if alone else homes, since, taken, rows, spans.starts, spans.ends, spans.keys, own
+            packed, scope, None if alone else homes, since, taken, rows, spans.starts, spans.ends, spans.keys, own
         )
         if busy is None:
             return False
         swept[scope] = busy
     spans.own, spans.scopes = own, homes
+    if shared:
+        pieces = unpacked(packed)
+        for scope, contested in shared.items():
+            here = pieces if alone else [piece for piece in pieces if homes[piece[2]] == scope]
+            _share_contested(store, claimed, scope, here, spans, contested, others.get(scope, NOBODY))
     for scope, busy in swept.items():
         claimed.setdefault(scope, Claims()).give(busy, store.watermark_ns)
     return True
 
 
-def attribute_in_python(
-    store: EnergyStore, claimed: dict[int, Claims], spans: Columns, *, equally: bool = True
-) -> None:
-    """`attribute` where the native module is not there, or refuses the spans; its labels are filled by the caller.
-
-    Args:
-        store: the node's energy.
-        claimed: time given before, by scope.
-        spans: those settled together.
-        equally: whether no span says what it spent or names a board, and nothing is left of what they may want.
-    """
+def attribute_in_python(store: EnergyStore, claimed: dict[int, Claims], spans: Columns, others: Parts) -> None:
+    """`attribute` where the native module is not there, or refuses the spans; its labels are filled by the caller."""
     count = len(spans)
     spans.own = ([0] * count, [0] * count, [0] * count)
+    homes, by_scope = _pieces(store, spans)
+    if spans.cpu_ns or spans.boards:
+        mine = _parts(store, spans, homes, by_scope, min(spans.starts), max(spans.ends))
+        for scope in sorted(mine):
+            _divide(store, claimed, scope, spans, mine[scope], others.get(scope, NOBODY))
+        return
+    for scope, wanted in by_scope.items():
+        if not wanted:
+            continue
+        taken = claimed.setdefault(scope, Claims())
+        first, last = min(piece[0] for piece in wanted), max(piece[1] for piece in wanted)
+        contested = _contested(taken, others.get(scope, NOBODY), first, last)
+        gone = IntervalSet((*taken.reaching(first), *contested)) if contested else taken
+        until = gone.until
+        left = [piece for piece in wanted if piece[0] >= until and piece[0] < piece[1]]
+        if len(left) < len(wanted):
+            left += [
+                (low, high, index)
+                for start, end, index in wanted
+                if start < until
+                for low, high in gone.left(start, end)
+            ]
+        swept = _sweep(store, scope, left, spans) if left else []
+        if contested:
+            _share_contested(store, claimed, scope, wanted, spans, contested, others.get(scope, NOBODY))
+        taken.give(swept, store.watermark_ns)
+
+
+def _pieces(store: EnergyStore, spans: Columns) -> tuple[list[int], dict[int, list[Piece]]]:
+    """Steps 1 to 3: the home each span is nested in, and the pieces by scope; fills `scopes`."""
     named = store.named_from
-    pids = set(spans.pids)
-    if pids.isdisjoint(named):
-        spans.scopes = [HOST] * count
-        groups: dict[int, list[int] | range] = {HOST: range(count)}
+    if set(spans.pids).isdisjoint(named):
+        spans.scopes = [HOST] * len(spans)
+        groups: dict[int, list[int] | range] = {HOST: range(len(spans))}
     else:
         spans.scopes = [pid if pid in named else HOST for pid in spans.pids]
         groups = {}
@@ -171,7 +224,6 @@ def attribute_in_python(
             groups.setdefault(pid, []).append(index)  # type: ignore[union-attr]
     homes = list(spans.scopes)  # what is nested by; the scopes themselves change at the instant of naming
     spans.nest()
-
     by_scope: dict[int, list[Piece]] = {}
     for pid, members in groups.items():
         pieces = innermost(spans, members, homes, whole=len(groups) == 1)
@@ -179,33 +231,13 @@ def attribute_in_python(
             by_scope.setdefault(HOST, []).extend(pieces)
         else:
             _split_at_naming(pieces, pid, named[pid], spans.scopes, by_scope)
-
-    if not equally:
-        _attribute_by_cpu(store, claimed, spans, homes, by_scope)
-        return
-    for scope, wanted in by_scope.items():
-        taken = claimed.setdefault(scope, Claims())
-        until = taken.until
-        left = [piece for piece in wanted if piece[0] >= until and piece[0] < piece[1]]
-        if len(left) < len(wanted):
-            left += [
-                (low, high, index)
-                for start, end, index in wanted
-                if start < until
-                for low, high in taken.left(start, end)
-            ]
-        if left:
-            taken.give(_sweep(store, scope, left, spans), store.watermark_ns)
+    return homes, by_scope
 
 
-def _attribute_by_cpu(
-    store: EnergyStore,
-    claimed: dict[int, Claims],
-    spans: Columns,
-    homes: list[int],
-    by_scope: dict[int, list[Piece]],
-) -> None:
-    """Steps 4 to 7 where spans say what they spent, as attribution_cpu.py has them.
+def _parts(
+    store: EnergyStore, spans: Columns, homes: list[int], by_scope: dict[int, list[Piece]], first: int, last: int
+) -> Parts:
+    """Steps 1 to 3 where spans say what they spent, as attribution_cpu.py has them, for energy from `first` to `last`.
 
     A span that does is open from its start to its end, whatever is below it: its CPU time is its own already.
     """
@@ -215,32 +247,124 @@ def _attribute_by_cpu(
     whole: dict[int, list[Piece]] = {HOST: at_home.pop(HOST, [])}
     for scope, pieces in at_home.items():
         _split_at_naming(pieces, scope, store.named_from[scope], spans.scopes, whole)
-    cpu_parts: dict[int, list[Part]] = {}
-    gpu_parts: dict[int, list[Part]] = {}
+    parts: Parts = {}
     for scope, pieces in whole.items():
         if pieces:
             cpu = ScopeCpu(store, scope, min(piece[0] for piece in pieces), max(piece[1] for piece in pieces))
-            cpu_parts[scope] = cpu.parts(pieces, spans)
-    rows = list(store.overlapping(min(spans.starts), max(spans.ends)))
+            parts[scope] = (cpu.parts(pieces, spans), [])
+    rows = list(store.overlapping(first, last))
     with_gpu = any(row.kinds[2] for row in rows)
     with_descendants = {scope for row in rows for scope in row.below_ns}
     for scope, pieces in by_scope.items():
         equal = [(*piece, None) for piece in pieces if piece[0] < piece[1]]
-        parts = cpu_parts.setdefault(scope, [])
-        parts += [part for part in equal if part[2] not in spans.cpu_ns]
+        by_cpu = parts.setdefault(scope, ([], []))[0]
+        by_cpu += [part for part in equal if part[2] not in spans.cpu_ns]
         if scope in with_descendants:
-            parts += [(*part[:3], STAND_BY) for part in equal if part[2] in spans.cpu_ns]
+            by_cpu += [(*part[:3], STAND_BY) for part in equal if part[2] in spans.cpu_ns]
         if with_gpu:  # else there is nothing to share, and what is open for it is open for CPU energy
             for part in equal:
-                gpu_parts.setdefault(spans.boards.get(part[2], scope), []).append(part)
-    for scope in sorted(cpu_parts.keys() | gpu_parts.keys()):
-        by_cpu, by_board = cpu_parts.get(scope, []), gpu_parts.get(scope, [])
-        order = _by_start(spans, {part[2] for part in (*by_cpu, *by_board)})
-        shares = divide(store, scope, claimed.setdefault(scope, Claims()), by_cpu, by_board, order)
-        for own, gains in zip(spans.own, shares, strict=True):
-            if any(gains):
-                for index, gain in zip(order, gains, strict=True):
-                    own[index] += gain
+                parts.setdefault(spans.boards.get(part[2], scope), ([], []))[1].append(part)
+    return parts
+
+
+def _parts_beside(store: EnergyStore, beside: Columns, spans: Columns) -> Parts:
+    """What spans that are settled later have of the time of those settled now."""
+    first, last = min(spans.starts), max(spans.ends)
+    homes, by_scope = _pieces(store, beside)
+    found: Parts = {}
+    for scope, both in _parts(store, beside, homes, by_scope, first, last).items():
+        by_cpu, by_board = ([part for part in parts if part[0] < last and part[1] > first] for parts in both)
+        if by_cpu or by_board:
+            found[scope] = by_cpu, by_board
+    return found
+
+
+def _contested(claims: Claims | None, beside: tuple[list[Part], list[Part]], first: int, last: int) -> list[Interval]:
+    """Time from `first` to `last` that is not shared equally among the spans settled: others have a part in it.
+
+    In few pieces, with what lies between them: shared either way it comes to the same, and equally is only cheaper.
+    """
+    left = [] if claims is None else [item[:2] for item in claims.left_within(first, last)]
+    near = (last - first) // MAX_CONTESTED
+    times = [(start, end + near) for parts in beside for start, end, *_ in parts]
+    times += [(low, high + near) for low, high in left]
+    return [(max(first, low), min(last, high - near)) for low, high in union(times)]
+
+
+def _share_contested(
+    store: EnergyStore,
+    claimed: dict[int, Claims],
+    scope: int,
+    pieces: list[Piece],
+    spans: Columns,
+    contested: list[Interval],
+    others: tuple[list[Part], list[Part]],
+) -> None:
+    """Steps 4 to 7 for the time in which others have a part, as attribution_cpu.py has them."""
+    parts: list[Part] = [
+        (max(start, low), min(end, high), index, None)
+        for low, high in contested
+        for start, end, index in pieces
+        if start < high and end > low and start < end
+    ]
+    if parts:
+        _divide(store, claimed, scope, spans, (parts, parts), others)
+
+
+def _divide(
+    store: EnergyStore,
+    claimed: dict[int, Claims],
+    scope: int,
+    spans: Columns,
+    mine: tuple[list[Part], list[Part]],
+    others: tuple[list[Part], list[Part]],
+) -> None:
+    order = _by_start(spans, {part[2] for parts in mine for part in parts})
+    shares = divide(store, scope, claimed.setdefault(scope, Claims()), mine, order, others)
+    for own, gains in zip(spans.own, shares, strict=True):
+        if any(gains):
+            for index, gain in zip(order, gains, strict=True):
+                own[index] += gain
+
+
+def _given_before(claimed: dict[int, Claims], first: int) -> dict[int, tuple[IntervalSet, list[Interval]]]:
+    """By scope, the time after `first` that is given by now, and where something is left of it."""
+    found = {}
+    for scope, claims in claimed.items():
+        if claims.until > first:
+            given = IntervalSet()
+            given.items = claims.reaching(first)
+            found[scope] = given, [item[:2] for item in claims.left_within(first, claims.until)]
+    return found
+
+
+def _late(store: EnergyStore, before: dict[int, tuple[IntervalSet, list[Interval]]], spans: Columns) -> set[int]:
+    """The spans that have nothing though there was energy in time of their own: others had been given it before."""
+    late: set[int] = set()
+    gone: dict[int, IntervalSet] = {}
+    nothing = [at for at, (cpu, dram, gpu) in enumerate(zip(*spans.own, strict=True)) if not (cpu or dram or gpu)]
+    for index in nothing:
+        scope = spans.scopes[index]
+        if scope not in before or spans.cpu_ns.get(index) == 0:
+            continue
+        if scope not in gone:
+            gone[scope] = _gone(store, scope, *before[scope])
+        below = union((spans.starts[child], spans.ends[child]) for child in spans.below.get(index, ()))
+        own = subtract(spans.starts[index], spans.ends[index], below)
+        if any(gone[scope].touches(low, high) for low, high in own):
+            late.add(index)
+    return late
+
+
+def _gone(store: EnergyStore, scope: int, given: IntervalSet, left: list[Interval]) -> IntervalSet:
+    """Time of a pot with energy that was given, and nothing is left of it; found once, however many spans ask."""
+    if not given.items:
+        return IntervalSet()
+    rows = store.overlapping(given.items[0][0], given.until)
+    filled = union((row.start_ns, row.end_ns) for row in rows if any(row.pot(scope)))
+    return IntervalSet(
+        piece for low, high in filled for taken in given.within(low, high) for piece in subtract(*taken, left)
+    )
 
 
 def _by_start(spans: Columns, indices: Iterable[int]) -> list[int]:
@@ -282,85 +406,6 @@ def _split_at_naming(
         by_scope.setdefault(HOST, []).append((start, min(end, named_from), index))
         if end > named_from:
             own.append((named_from, end, index))
-
-
-def innermost(spans: Columns, members: Iterable[int], homes: list[int], *, whole: bool) -> list[Piece]:
-    """The pieces of time in which a member is open and none of its descendants among the members is.
-
-    Args:
-        spans: the columns, nested.
-        members: indices of the spans of one process.
-        homes: the process each span is nested in, by index.
-        whole: whether the members are all there are.
-    """
-    starts, ends = spans.starts, spans.ends
-    children: dict[int, list[int]] = {}
-    if whole:
-        children = dict(spans.below)
-    else:
-        for index in members:
-            same = [child for child in spans.below.get(index, ()) if homes[child] == homes[index]]
-            if same:
-                children[index] = same
-    pieces = [(starts[index], ends[index], index) for index in members if index not in children]
-    if not children:
-        return pieces
-
-    covers: dict[int, list[Interval]] = {}
-    for index in _children_first(children):
-        inner: list[Interval] = []
-        for child in children[index]:
-            if child in covers:
-                inner += covers.pop(child)
-            else:
-                inner.append((starts[child], ends[child]))
-        inner = union(inner)
-        start, end = starts[index], ends[index]
-        pieces += [(low, high, index) for low, high in subtract(start, end, inner)]
-        if spans.above[index] is not None:  # else nobody will ask what it covers
-            covers[index] = union((*inner, (start, end)))
-    return pieces
-
-
-def _children_first(children: dict[int, list[int]]) -> list[int]:
-    """The spans that have children, each after those below it; the arcs of a cycle of parents are cut."""
-    above = {child: index for index, group in children.items() for child in group if child in children}
-    order = _downwards(children, [index for index in children if index not in above])
-    if len(order) < len(children):  # the rest is cycles and what hangs below them
-        reached = set(order)
-        looping = _cycles(above, [index for index in children if index not in reached])
-        for index in looping:
-            children[index] = [child for child in children[index] if child not in looping]
-        order += _downwards(children, list(looping))
-    order.reverse()
-    return order
-
-
-def _downwards(children: dict[int, list[int]], roots: list[int]) -> list[int]:
-    """The spans that have children, each after the one above it."""
-    order: list[int] = []
-    stack = roots
-    while stack:
-        index = stack.pop()
-        order.append(index)
-        stack += [child for child in children[index] if child in children]
-    return order
-
-
-def _cycles(above: dict[int, int], suspects: list[int]) -> set[int]:
-    """Those of the suspects that are their own ancestors."""
-    looping: set[int] = set()
-    done: set[int] = set()
-    for index in suspects:
-        path: list[int] = []
-        at = index
-        while at not in done:
-            done.add(at)
-            path.append(at)
-            at = above[at]
-        if at in path:
-            looping.update(path[path.index(at) :])
-    return looping
 
 
 def _sweep(store: EnergyStore, scope: int, pieces: list[Piece], spans: Columns) -> list[Interval]:
@@ -444,49 +489,3 @@ def _round(fine: list[int], order: Iterable[int], swept: int, own: list[int]) ->
             given = whole
             final = index
     own[final] += swept - given
-
-
-def add_up(spans: Columns, carried: dict[bytes, Triple]) -> None:
-    """Fill `kids`: what settled descendants add to each span; what has no parent here is carried for one to come.
-
-    A cycle of parents adds nothing: no member of it is a descendant of another.
-    """
-    count = len(spans)
-    keys, parents = spans.keys, spans.parents
-    kids = spans.kids = ([0] * count, [0] * count, [0] * count)
-    if carried:
-        for index, key in enumerate(keys):
-            if key in carried:
-                for kind, uj in enumerate(carried.pop(key)):
-                    kids[kind][index] = uj
-    spans.nest()
-    above, below = spans.above, spans.below
-    for index, parent in enumerate(above):
-        if parent is None and parents[index] and index not in below:
-            _carry(spans, index, carried)
-    active = [kind for kind in range(3) if any(spans.own[kind]) or any(kids[kind])]
-    for kind in active:
-        own, more = spans.own[kind], kids[kind]
-        for parent, children in below.items():
-            more[parent] += sum(own[child] + more[child] for child in children if child not in below)
-    waiting = {parent: sum(child in below for child in children) for parent, children in below.items()}
-    ready = [parent for parent, left in waiting.items() if not left]
-    while ready:
-        index = ready.pop()
-        parent = above[index]
-        if parent is None:
-            if parents[index]:
-                _carry(spans, index, carried)
-            continue
-        for kind in active:
-            kids[kind][parent] += spans.own[kind][index] + kids[kind][index]
-        waiting[parent] -= 1
-        if not waiting[parent]:
-            ready.append(parent)
-
-
-def _carry(spans: Columns, index: int, carried: dict[bytes, Triple]) -> None:
-    key = spans.parents[index]
-    held = carried.get(key, (0, 0, 0))
-    cpu, dram, gpu = (held[kind] + spans.own[kind][index] + spans.kids[kind][index] for kind in range(3))
-    carried[key] = (cpu, dram, gpu)

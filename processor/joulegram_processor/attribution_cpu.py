@@ -1,5 +1,8 @@
 """The share of spans that say how much CPU time they spent, beside those that do not, and of what others left over.
 
+Spans that are known and not settled yet stand beside: they have their part when shares are worked out, and what it
+comes to is left over, for them to find. So what a span gets does not depend on which of the two is settled first.
+
 A span that carries `joulegram.cpu_ns` gets the part of its scope's energy that its CPU time is of the scope's CPU time
 while it was open; those that do not say share what remains, equally, as in attribution.py. What nobody gets is kept as
 a leftover, so that a span that comes later finds it.
@@ -25,13 +28,14 @@ Procedure, for one scope:
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from dataclasses import dataclass
-from itertools import accumulate
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from joulegram_processor import native
+from joulegram_processor.claims import part_of
 from joulegram_processor.intervals import Interval, union
 from joulegram_processor.rows import ZERO, Triple, cut
 
@@ -48,6 +52,8 @@ FINE_BITS = 32
 ONE = 1 << FINE_BITS
 HALF = ONE >> 1
 
+MAX_CUTS = 500
+"""Of one scope in one settlement; where more boundaries are, so many evenly over the time of the spans beside."""
 
 Part = tuple[int, int, int, int | None]
 """A span for some time in a scope: start, end, index, and weight in units of 2**-32; None where it says no CPU time,
@@ -139,20 +145,23 @@ def slabs_of(store: EnergyStore, scope: int, claims: Claims, busy: Iterable[Inte
     return slabs
 
 
-def share(slabs: list[Slab], parts: list[Part], order: list[int], kind: int) -> Shares:
-    """Steps 3 and 4 for one kind of energy; `order` has each span of the parts once."""
+def share(
+    slabs: list[Slab], parts: list[Part], order: list[int], kind: int, beside: list[Part] | None = None
+) -> Shares:
+    """Steps 3 and 4 for one kind of energy; `order` has each span of the parts once, `beside` those of others."""
     if not parts or not any(slab.available[kind] for slab in slabs):
         return [0] * len(order), [0] * len(slabs)
-    made = None if native.LOADED is None else native.LOADED.share(slabs, parts, order, kind)
-    return share_in_python(slabs, parts, order, kind) if made is None else made
+    others = beside or []
+    made = None if native.LOADED is None else native.LOADED.share(slabs, parts, order, kind, others)
+    return share_in_python(slabs, parts, order, kind, others) if made is None else made
 
 
-def share_in_python(slabs: list[Slab], parts: list[Part], order: list[int], kind: int) -> Shares:
+def share_in_python(slabs: list[Slab], parts: list[Part], order: list[int], kind: int, beside: list[Part]) -> Shares:
     """`share` where the native module is not there, or refuses."""
-    events: list[tuple[int, int, int | None, bool]] = [
-        (start, index, weight, True) for start, _, index, weight in parts
-    ]
-    events += [(end, index, weight, False) for _, end, index, weight in parts]
+    events: list[Event] = [(start, index, weight, 1) for start, _, index, weight in parts]
+    events += [(end, index, weight, -1) for _, end, index, weight in parts]
+    events += [(start, None, weight, 1) for start, _, _, weight in beside]
+    events += [(end, None, weight, -1) for _, end, _, weight in beside]
     events.sort(key=itemgetter(0))
     fine = dict.fromkeys(order, 0)
     given: list[int] = []
@@ -175,51 +184,61 @@ def share_in_python(slabs: list[Slab], parts: list[Part], order: list[int], kind
     return _rounded([fine[index] >> FINE_BITS for index in order], whole_given), given
 
 
-Event = tuple[int, int, int | None, bool]
-"""Instant, index of the span, its weight, and whether it begins."""
+Event = tuple[int, int | None, int | None, int]
+"""Instant, index of the span or None for one beside, its weight, and 1 where it begins, -1 where it ends."""
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Of one kind of part: what is open, what of that was asked for, and what each unit has had since the beginning."""
+
+    open: int = 0
+    mine: int = 0
+    level: int = 0
+
+    def each_gets(self, more: int) -> int:
+        """Each of those open has this much more; gives what those who asked have of it."""
+        self.level += more
+        return more * self.mine
 
 
 @dataclass(slots=True)
 class _Open:
-    """The spans open at an instant, by kind of part, and what each unit of them has had since the beginning."""
+    """The spans open at an instant, by kind of part."""
 
-    weights: int = 0
-    others: int = 0
-    waiting: int = 0
-    by_weight: int = 0
-    by_other: int = 0
-    by_waiting: int = 0
+    weights: _Sum = field(default_factory=_Sum)
+    others: _Sum = field(default_factory=_Sum)
+    waiting: _Sum = field(default_factory=_Sum)
 
     def turn(self, event: Event, fine: dict[int, int]) -> None:
         """Let a span begin or end; what it had meanwhile comes to `fine`, in units of 2**-64 uJ."""
-        _, index, weight, begins = event
-        sign = 1 if begins else -1
-        if weight is None:
-            self.others += sign
-            level = self.by_other << FINE_BITS
-        elif weight == STAND_BY:
-            self.waiting += sign
-            level = self.by_waiting << FINE_BITS
+        _, index, weight, sign = event
+        if weight is None or weight == STAND_BY:
+            part, units, scale = self.others if weight is None else self.waiting, 1, ONE
         else:
-            self.weights += sign * weight
-            level = self.by_weight * weight
-        fine[index] -= sign * level
+            part, units, scale = self.weights, weight, weight
+        part.open += sign * units
+        if index is not None:
+            part.mine += sign * units
+            fine[index] -= sign * part.level * scale
 
     def give(self, spent: int, left: int, below: int) -> int:
-        """Step 3, in units of 2**-32 uJ: of `left` that is available, what is given."""
+        """Step 3, in units of 2**-32 uJ: of `left` that is available, what is given to those who asked."""
         given = 0
-        if self.weights:
-            wanted = spent * self.weights >> FINE_BITS
-            self.by_weight += spent if wanted < left else (left << FINE_BITS) // self.weights
-            given = min(wanted, left)
-            left -= given
-        if self.others:
-            self.by_other += left // self.others
-            given += left // self.others * self.others
-        elif self.waiting:
-            each = min(left, below) // self.waiting
-            self.by_waiting += each
-            given += each * self.waiting
+        weights = self.weights
+        if weights.open:
+            wanted = spent * weights.open >> FINE_BITS
+            if wanted < left:
+                given = weights.each_gets(spent) >> FINE_BITS
+                left -= wanted
+            else:
+                weights.level += (left << FINE_BITS) // weights.open
+                given = left * weights.mine // weights.open
+                left = 0
+        if self.others.open:
+            given += self.others.each_gets(left // self.others.open)
+        elif self.waiting.open:
+            given += self.waiting.each_gets(min(left, below) // self.waiting.open)
         return given
 
 
@@ -248,22 +267,52 @@ def _rounded(fine: list[int], given: int) -> list[int]:
     return gains
 
 
+def cut_at(slabs: list[Slab], instants: Iterable[int]) -> list[Slab]:
+    """The slabs, cut at each of these instants that lies inside one; the parts add up to the whole."""
+    edges = sorted(set(instants))
+    made: list[Slab] = []
+    for slab in slabs:
+        inside = edges[bisect_right(edges, slab.start) : bisect_left(edges, slab.end)]
+        whole, available, below = ((slab.start, slab.end, uj) for uj in slab[2:])
+        for start, end in pairwise((slab.start, *inside, slab.end)):
+            triples = (part_of(item, start, end)[2] for item in (whole, available, below))
+            made.append(Slab(start, end, *triples) if inside else slab)
+    return made
+
+
 def divide(
     store: EnergyStore,
     scope: int,
     claims: Claims,
-    cpu_parts: list[Part],
-    gpu_parts: list[Part],
+    mine: tuple[list[Part], list[Part]],
     order: list[int],
+    beside: tuple[list[Part], list[Part]],
 ) -> tuple[list[int], ...]:
     """Steps 2 to 5 for one scope.
 
+    Args:
+        store: the node's energy.
+        scope: in which it is divided.
+        claims: of the scope; extended.
+        mine: parts of the spans that are settled, for CPU and DRAM energy and for that of GPUs.
+        order: has each span of these parts once.
+        beside: parts of spans that are settled later.
+
     Returns:
-        Microjoules by kind, in the order of `order`, which has each span of the parts once.
+        Microjoules by kind, in the order of `order`.
     """
-    busy = union([part[:2] for part in (*cpu_parts, *gpu_parts)])
+    busy = union([part[:2] for part in (*mine[0], *mine[1])])
     slabs = slabs_of(store, scope, claims, busy)
-    shares = [share(slabs, parts, order, kind) for kind, parts in enumerate((cpu_parts, cpu_parts, gpu_parts))]
+    known = (*beside[0], *beside[1])
+    if slabs and known:
+        # What is left is kept by slab, as if spread evenly: none may be longer than what is open stays the same.
+        first, last = min(part[0] for part in known), max(part[1] for part in known)
+        instants = {edge for part in (*mine[0], *mine[1], *known) for edge in part[:2] if first <= edge <= last}
+        if len(instants) > MAX_CUTS:
+            first, last = max(first, busy[0][0]), min(last, busy[-1][1])
+            instants = {first + (last - first) * at // MAX_CUTS for at in range(MAX_CUTS)}
+        slabs = cut_at(slabs, instants)
+    shares = [share(slabs, mine[at], order, kind, beside[at]) for kind, at in enumerate((0, 0, 1))]
     left: list[Leftover] = []
     for slab, cpu, dram, gpu in zip(slabs, *(given for _, given in shares), strict=True):
         available = slab.available

@@ -28,6 +28,9 @@ MAX_KNOWN = 4_096
 """Containers, pods and boards with a pot of their own; beyond these what is named stays in the host's pot."""
 
 
+BEFORE_FIRST = "before_first_tick"
+TOO_OLD = "older_than_retention"
+
 Given = Callable[[int, int, int], bool]
 """Whether any energy of a scope was given to spans between two instants."""
 
@@ -241,16 +244,17 @@ class EnergyStore:
 
     def missing_reason(self, start_ns: int, end_ns: int) -> str:
         """Why a window, or part of it, has no energy."""
-        if not self.rows or end_ns <= self.horizon_ns:
-            return "before_first_tick" if self.rows else self.last_reason or "before_first_tick"
+        if not self.rows:
+            return self.last_reason or BEFORE_FIRST
+        before = TOO_OLD if start_ns < self.watermark_ns - self._retention_ns else BEFORE_FIRST
+        if end_ns <= self.horizon_ns:
+            return before
         for row in self.overlapping(start_ns, end_ns):
             if row.reason is not None:
                 return row.reason
         if end_ns > self.watermark_ns:
             return "after_last_tick"
-        if start_ns < self.horizon_ns:
-            return "before_first_tick"
-        return "gap_between_ticks"
+        return before if start_ns < self.horizon_ns else "gap_between_ticks"
 
     def _forget(self) -> None:
         cut_ns = self.watermark_ns - self._retention_ns

@@ -45,6 +45,10 @@ class InnerSpans:
         """What was spent below a span, in ns; asked once."""
         return self._spent.pop(key, 0) if self._spent else 0
 
+    def of(self, key: bytes) -> int:
+        """As `take`, of a span that is not settled yet: it can be asked again."""
+        return self._spent.get(key, 0)
+
     def dump(self) -> Json:
         """As JSON, for the snapshot."""
         return {key.hex(): str(spent) for key, spent in self._spent.items()}

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 Interval = tuple[int, int]
 
@@ -84,16 +84,18 @@ class IntervalSet:
             return [(start, end)] if start < end else []
         return subtract(start, end, self.items)
 
-    def within(self, start: int, end: int) -> list[Interval]:
+    def within(self, start: int, end: int) -> Iterator[Interval]:
         """What of the set lies in [start, end)."""
         at = max(0, bisect_right(self.items, (start, start)) - 1)
-        found: list[Interval] = []
         while at < len(self.items) and self.items[at][0] < end:
             low, high = max(self.items[at][0], start), min(self.items[at][1], end)
             if low < high:
-                found.append((low, high))
+                yield low, high
             at += 1
-        return found
+
+    def touches(self, start: int, end: int) -> bool:
+        """Whether anything of the set lies in [start, end)."""
+        return any(True for _ in self.within(start, end))
 
     def forget_before(self, instant: int) -> None:
         """Drop what ended before `instant`."""

@@ -73,6 +73,7 @@ class Settled:
         scope: the pot its energy came from.
         label: the number of the text that says so.
         extras: attributes the join reads.
+        late: it got nothing, because others had all of it before it came.
     """
 
     row: Row
@@ -85,6 +86,7 @@ class Settled:
     scope: int
     label: int
     extras: dict[str, Any]
+    late: bool = False
 
 
 @dataclass(slots=True)
@@ -118,6 +120,9 @@ class _Price:
 
 
 ENERGY_UNAVAILABLE = "energy_unavailable"
+
+LATE = "late"
+"""Of a span that came when the energy of its time had been given to others, all of it: what it spent is not known."""
 
 _KIND_NAMES = ("cpu", "dram", "gpu")
 _NO_KINDS = (False, False, False)
@@ -162,6 +167,10 @@ class Joiner:
             method, kinds, reason, covered = window.method, window.kinds, None, duration_ns
         else:
             method, kinds, reason, covered = self._patchwork(start_ns, end_ns)
+        if span.late and method != Method.UNAVAILABLE.value:
+            reason, covered = LATE, 0
+            if not total:
+                method, kinds = Method.UNAVAILABLE.value, _NO_KINDS
         reported = reported_uj(span.extras)
         if reported is not None:
             method, total = Method.REPORTED.value, reported
@@ -175,7 +184,7 @@ class Joiner:
             energy["scope"] = scope
             energy["total_uj"] = total
             texts.append(("energy.scope", scope))
-            if True in kinds:
+            if True in kinds and not span.late:
                 energy["exclusive_uj"] = exclusive
         if reported is not None:
             energy["reported_uj"] = reported
@@ -281,13 +290,14 @@ class Joiner:
             "ug": ug,
             "lower_ug": lower,
             "upper_ug": upper,
-            "exclusive_ug": exclusive_ug,
             "gas": model.intensity.gas,
             "intensity_mg_per_kwh": mg,
             "resolution": resolution,
             "table": model.intensity.ref.name,
             "upper_bound": bound,
         }
+        if not span.late:
+            carbon["exclusive_ug"] = exclusive_ug
         if model.region is not None:
             carbon["region"] = model.region
         return _Price(carbon, exclusive_ug, align, mg, resolution, bound)

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 from joulegram_pipeline.energy import TickBatch
 from joulegram_pipeline.errors import AgentError, DocumentError, WireError
 from joulegram_pipeline.records import Outgoing, RecordKind, without_afar
-from joulegram_processor.attribution import add_up, attribute
+from joulegram_processor.attribution import attribute
 from joulegram_processor.claims import Claims
 from joulegram_processor.energy_store import EnergyStore
 from joulegram_processor.enrich import WRITTEN_KEYS, upsert
 from joulegram_processor.foreign import ForeignEnergy
+from joulegram_processor.inclusive import add_up
 from joulegram_processor.inner_spans import InnerSpans
 from joulegram_processor.join import Joiner, Settled
 from joulegram_processor.join_columns import ColumnJoiner, Portion
-from joulegram_processor.machine_types import Outputs
+from joulegram_processor.machine_types import Outputs, gap_record
 from joulegram_processor.repeats import Repeats
 from joulegram_processor.runs import Run, account_of, publish
 from joulegram_processor.scopes import HOST, board_of
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from joulegram_pipeline.metrics import Metrics
-    from joulegram_pipeline.records import GapRecord, Json, LogRecord
+    from joulegram_pipeline.records import Json, LogRecord
     from joulegram_pipeline.span_rows import Extract
     from joulegram_processor.energy_store import Triple
     from joulegram_processor.join import CarbonModel, Window
@@ -204,7 +205,7 @@ class Machine:
         if self._measures or (self._settings.local_energy and not self._foreign.active):
             yield Outputs(ticks=[(record.lsn, record.payload)])
             self._take_energy(batch)
-        yield from self._advance()
+        yield from self._advance(self._settings.settle_after_ns)
 
     def _metrics_in(self, record: LogRecord) -> Iterator[Outputs]:
         yield self._pass_on(record)
@@ -217,7 +218,7 @@ class Machine:
         if batch is not None:
             yield Outputs(ticks=[(record.lsn, batch.to_bytes())])
             self._take_energy(batch)
-            yield from self._advance()
+            yield from self._advance(self._settings.settle_after_ns)
 
     def _take_energy(self, batch: TickBatch) -> None:
         self.store.add(batch)
@@ -228,7 +229,8 @@ class Machine:
     def _control_in(self, record: LogRecord) -> Iterator[Outputs]:
         """Control records: ``run.start`` names its process, ``run.end`` settles and ends it, ``run.forget`` unnames.
 
-        ``spool.gap`` says what a full spool dropped, and becomes a line of the ledger.
+        ``spool.gap`` says what a full spool dropped, and becomes a line of the ledger. ``intake.closed`` says that the
+        receiver is closed and its last ticks are here: who waits for others waits no longer.
 
         A run that was started so is published when it was ended so, because only then its status is known. With `alone`
         the process speaks for every span and every span is settled: nobody else sends to this sidecar.
@@ -240,7 +242,9 @@ class Machine:
         elif control.get("type") == "run.forget":
             self._waiting.run_pids.clear()
         elif control.get("type") == "spool.gap":
-            yield Outputs(records=[self._gap(control)])
+            yield Outputs(records=[gap_record(control, self._next())])
+        elif control.get("type") == "intake.closed":
+            yield from self._advance(0)
         elif control.get("type") == "run.end":
             yield from self._settle(self._waiting.of_run(ANY_RUN if alone else run_id))
             self._waiting.unname(run_id, alone=alone)
@@ -252,22 +256,11 @@ class Machine:
                     run.status = status
             yield from self._publish()
 
-    def _gap(self, control: Json) -> GapRecord:
-        return {
-            "kind": "gap",
-            "pos": list(self._next()),
-            "cause": "spool_full",
-            "first_lsn": int(control["first_lsn"]),
-            "next_lsn": int(control["next_lsn"]),
-            "records": {str(kind): int(count) for kind, count in control["records"].items()},
-            "unread": {str(kind): int(count) for kind, count in control["unread"].items()},
-            "bytes": int(control["bytes"]),
-        }
-
     # -- settling --------------------------------------------------------------------------------------------
 
-    def _advance(self) -> Iterator[Outputs]:
-        ready = self._waiting.ready(self.store.watermark_ns, self._log_ns, self._settings.max_wait_ns)
+    def _advance(self, settle_after_ns: int) -> Iterator[Outputs]:
+        covered_ns = self.store.watermark_ns - settle_after_ns
+        ready = self._waiting.ready(covered_ns, self._log_ns, self._settings.max_wait_ns)
         yield from self._settle(ready)
         yield from self._publish()
         for times in self.claimed.values():
@@ -281,8 +274,10 @@ class Machine:
         if not group.rows:
             return
         spans = group.spans
-        self._find_scopes(group)
-        attribute(self.store, self.claimed, spans)
+        self._find_scopes(group, self._inner.take)
+        beside = self._waiting.beside(min(spans.starts), min(max(spans.ends), self.store.watermark_ns))
+        self._find_scopes(beside, self._inner.of)
+        attribute(self.store, self.claimed, spans, beside.spans)
         add_up(spans, self._carried)
         while len(self._carried) > MAX_CARRIED:
             del self._carried[next(iter(self._carried))]
@@ -293,15 +288,19 @@ class Machine:
             kids = [column[first : first + CHUNK] for column in spans.kids]
             uniform = self._columns.uniform(window, start_ns, end_ns, kids)
             # A span that has a key we write takes the general path: it is replaced, or the energy is its own report.
-            plain = uniform is not None and not any(
-                extra and not WRITTEN_KEYS.isdisjoint(extra) for extra in group.extras[first : first + CHUNK]
+            plain = (
+                uniform is not None
+                and spans.late.isdisjoint(chosen)
+                and not any(
+                    extra and not WRITTEN_KEYS.isdisjoint(extra) for extra in group.extras[first : first + CHUNK]
+                )
             )
             if plain and uniform is not None:
                 yield self._record_columns(group, chosen, uniform)
             else:
                 yield self._record_each(group, chosen, window)
 
-    def _find_scopes(self, group: Settlement) -> None:
+    def _find_scopes(self, group: Settlement, inner_ns: Callable[[bytes], int]) -> None:
         """Put scopes in the place of the keys that spans named, now that the ticks of their time are there."""
         spans = group.spans
         found = {name: self._scope(name) if isinstance(name, str) else name for name in set(group.named)}
@@ -310,7 +309,7 @@ class Machine:
             if extras:
                 spent, board = spent_ns(extras), board_of(extras)
                 if spent is not None:
-                    spans.cpu_ns[index] = spent + self._inner.take(spans.keys[index])
+                    spans.cpu_ns[index] = spent + inner_ns(spans.keys[index])
                 if board is not None and (scope := self._scope(board)) != HOST:
                     spans.boards[index] = scope
 
@@ -318,7 +317,7 @@ class Machine:
         return self.store.resolve(key, self._was_given)
 
     def _was_given(self, scope: int, start_ns: int, end_ns: int) -> bool:
-        return scope in self.claimed and bool(self.claimed[scope].within(start_ns, end_ns))
+        return scope in self.claimed and self.claimed[scope].touches(start_ns, end_ns)
 
     def _record_columns(self, group: Settlement, chosen: list[int], uniform: Uniform) -> Outputs:
         """Join and record spans of which one thing holds."""
@@ -349,6 +348,7 @@ class Machine:
                     scope=spans.scopes[index],
                     label=spans.labels[index],
                     extras=group.extras[index],
+                    late=index in spans.late,
                 ),
                 window,
                 [self._lsn, self._ordinal],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from joulegram_processor.select import Selector
 
 if TYPE_CHECKING:
-    from joulegram_pipeline.records import GapRecord, LedgerLine, LogRecord, Outgoing, RunRecord, SpanRecord
+    from joulegram_pipeline.records import GapRecord, Json, LedgerLine, LogRecord, Outgoing, RunRecord, SpanRecord
 
 Position = tuple[int, int]
 """Of an output: lsn of the record that triggered it, and its ordinal among the outputs of that record."""
@@ -23,6 +23,7 @@ class Settings:
         forwarding: whether there is an upstream; without one nothing is enriched.
         default_run: the run of spans that name none; None makes it their trace.
         max_wait_ns: log time after which a trace is settled though its root has not come.
+        settle_after_ns: for how long after its end a trace that is whole waits for others of the same time.
         retention_ns: how long ticks are kept.
         lookback_ns: for how long a container, pod or board that nobody named can still be named; at least twice
             `max_wait_ns`.
@@ -40,6 +41,7 @@ class Settings:
     forwarding: bool = True
     default_run: str | None = None
     max_wait_ns: int = 30_000_000_000
+    settle_after_ns: int = 0
     retention_ns: int = 86_400_000_000_000
     lookback_ns: int = 120_000_000_000
     max_pending: int = 400_000
@@ -72,3 +74,17 @@ class LogReader(Protocol):
 
     def find(self, lsn: int) -> LogRecord | None:
         """The record at a position; None where a full spool dropped it, or the disk damaged it, since it was read."""
+
+
+def gap_record(control: Json, position: Position) -> GapRecord:
+    """The line of the ledger that a ``spool.gap`` becomes: what a full spool dropped."""
+    return {
+        "kind": "gap",
+        "pos": list(position),
+        "cause": "spool_full",
+        "first_lsn": int(control["first_lsn"]),
+        "next_lsn": int(control["next_lsn"]),
+        "records": {str(kind): int(count) for kind, count in control["records"].items()},
+        "unread": {str(kind): int(count) for kind, count in control["unread"].items()},
+        "bytes": int(control["bytes"]),
+    }

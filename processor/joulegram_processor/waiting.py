@@ -11,7 +11,7 @@ import base64
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from joulegram_pipeline.span_rows import END, PARENT, TRACE
+from joulegram_pipeline.span_rows import END, PARENT, START, TRACE
 from joulegram_processor.attribution import Columns
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ANY_RUN = ""
 """In place of a run id, which is never empty: the process that speaks for every run."""
 
+MAX_BESIDE = 20_000
+"""Spans that wait and have a part in the time of those that are settled; of more the rest find what is left."""
+
 NO_EXTRAS: dict[str, Any] = {}
 """Of a span without attributes that the join reads."""
 
@@ -31,12 +34,13 @@ NO_EXTRAS: dict[str, Any] = {}
 class _Trace:
     """Spans of one trace that wait to be settled together: whole batches, or rows of them."""
 
-    __slots__ = ("count", "end_ns", "first_ns", "links", "parts", "rooted")
+    __slots__ = ("count", "end_ns", "first_ns", "links", "parts", "rooted", "start_ns")
 
     def __init__(self, first_ns: int) -> None:
         self.parts: list[tuple[Batch, list[int]]] = []
         self.links: dict[bytes, bytes] = {}
         self.first_ns = first_ns
+        self.start_ns = 1 << 64
         self.end_ns = 0
         self.rooted = False
         self.count = 0
@@ -105,12 +109,12 @@ class Waiting:
         """Hold a request no longer."""
         del self.held[batch.lsn]
 
-    def ready(self, watermark_ns: int, log_ns: int, max_wait_ns: int) -> list[bytes]:
-        """Traces whose root has come and whose time is covered, and those that waited long enough."""
+    def ready(self, covered_ns: int, log_ns: int, max_wait_ns: int) -> list[bytes]:
+        """Traces whose root has come and that end by then, and those that waited long enough."""
         return [
             key
             for key, trace in self._traces.items()
-            if (trace.rooted and trace.end_ns <= watermark_ns) or log_ns - trace.first_ns >= max_wait_ns
+            if (trace.rooted and trace.end_ns <= covered_ns) or log_ns - trace.first_ns >= max_wait_ns
         ]
 
     def oldest(self, spans: int) -> list[bytes]:
@@ -149,6 +153,7 @@ class Waiting:
                 trace = self._traces[trace_id] = _Trace(batch.received_ns)
             trace.parts.append((batch, rows))
             trace.count += len(rows)
+            trace.start_ns = min(trace.start_ns, *(batch.rows[at][START] for at in rows))
             trace.end_ns = max(trace.end_ns, *(batch.rows[at][END] for at in rows))
             trace.rooted = trace.rooted or trace_id in batch.roots or not all(batch.rows[at][PARENT] for at in rows)
             if trace.rooted:
@@ -173,32 +178,28 @@ class Waiting:
             self.rootless.discard(key)
             parts += trace.parts
             links.update(trace.links)
-        parts.sort(key=_by_lsn)
-        group = Settlement()
-        spans = group.spans
-        for batch, at in parts:
-            whole = len(at) == len(batch.rows)
-            columns: tuple[tuple[list[Any], list[Any]], ...] = (
-                (group.rows, batch.rows),
-                (group.runs, batch.runs),
-                (spans.starts, batch.starts),
-                (spans.ends, batch.ends),
-                (spans.keys, batch.keys),
-                (spans.parents, batch.parents),
-                (group.named, batch.pids),
-            )
-            for column, more in columns:
-                column.extend(more if whole else [more[index] for index in at])
-            group.at += at
-            group.batches += [batch] * len(at)
-            group.origins += [batch.lsn] * len(at)
-            group.extras += (
-                [batch.extras.get(index, NO_EXTRAS) for index in at] if batch.extras else [NO_EXTRAS] * len(at)
-            )
-        if links:
-            spans.parents = [_joined_parent(parent, links) for parent in spans.parents]
-        self.count -= len(spans)
+        group = _gathered(parts, links)
+        self.count -= len(group.rows)
         return group
+
+    def beside(self, start_ns: int, end_ns: int) -> Settlement:
+        """The spans that go on waiting and were open in a window, `MAX_BESIDE` at most, those of the oldest traces."""
+        parts: list[tuple[Batch, list[int]]] = []
+        links: dict[bytes, bytes] = {}
+        room = MAX_BESIDE
+        for trace in self._traces.values():
+            if room <= 0:
+                break
+            if trace.start_ns >= end_ns or trace.end_ns <= start_ns:
+                continue
+            for batch, rows in trace.parts:
+                starts, ends = batch.starts, batch.ends
+                inside = [at for at in rows if starts[at] < end_ns and ends[at] > start_ns][: max(0, room)]
+                if inside:
+                    parts.append((batch, inside))
+                    room -= len(inside)
+            links.update(trace.links)
+        return _gathered(parts, links)
 
     def dump(self) -> Json:
         """As JSON, for the snapshot."""
@@ -227,6 +228,33 @@ class Waiting:
             batch.waiting -= len(batch.repeated) + len(batch.blobs)
             self.add(batch)
         self.root({bytes.fromhex(key) for key in raw["rooted"]})
+
+
+def _gathered(parts: list[tuple[Batch, list[int]]], links: dict[bytes, bytes]) -> Settlement:
+    """Spans of batches as columns, in the order of the log."""
+    parts.sort(key=_by_lsn)
+    group = Settlement()
+    spans = group.spans
+    for batch, at in parts:
+        whole = len(at) == len(batch.rows)
+        columns: tuple[tuple[list[Any], list[Any]], ...] = (
+            (group.rows, batch.rows),
+            (group.runs, batch.runs),
+            (spans.starts, batch.starts),
+            (spans.ends, batch.ends),
+            (spans.keys, batch.keys),
+            (spans.parents, batch.parents),
+            (group.named, batch.pids),
+        )
+        for column, more in columns:
+            column.extend(more if whole else [more[index] for index in at])
+        group.at += at
+        group.batches += [batch] * len(at)
+        group.origins += [batch.lsn] * len(at)
+        group.extras += [batch.extras.get(index, NO_EXTRAS) for index in at] if batch.extras else [NO_EXTRAS] * len(at)
+    if links:
+        spans.parents = [_joined_parent(parent, links) for parent in spans.parents]
+    return group
 
 
 def _joined_parent(key: bytes, links: dict[bytes, bytes]) -> bytes:

@@ -18,13 +18,20 @@ COMPILED = pytest.mark.skipif(native.LOADED is None, reason=f"the native part is
 
 
 def no_growth(call: Callable[[], object]) -> None:
-    """Calling it more often holds no more memory and no more references."""
+    """Calling it more often holds no more memory and no more references; lists of the free may fill for a while.
+
+    What holds on to anything grows by at least one a call for as long as it is called: half of that is the bound.
+    """
     for _ in range(20):
         call()
-    gc.collect()
-    blocks, nones = sys.getallocatedblocks(), sys.getrefcount(None)
-    for _ in range(200):
-        call()
-    gc.collect()
-    assert sys.getallocatedblocks() - blocks < 50
-    assert abs(sys.getrefcount(None) - nones) < 50
+    measured = []
+    for _ in range(6):
+        gc.collect()
+        blocks, nones = sys.getallocatedblocks(), sys.getrefcount(None)
+        for _ in range(200):
+            call()
+        gc.collect()
+        measured.append((sys.getallocatedblocks() - blocks, abs(sys.getrefcount(None) - nones)))
+        if max(measured[-1]) < 100:
+            return
+    pytest.fail(f"grew by (blocks, references to None) {measured} in 200 calls each")

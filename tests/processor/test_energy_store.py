@@ -221,6 +221,17 @@ def test_why_energy_is_missing(ticks: list[Tick], window: tuple[int, int], reaso
     assert store.missing_reason(*window) == reason
 
 
+def test_what_is_older_than_what_is_kept_is_said_to_be() -> None:
+    """Issue 5: a span later than the retention is marked, as that and not as one from before the first tick."""
+    store = EnergyStore(retention_ns=100)
+    for at in range(400):
+        store.add(tick_batch(tick(1, at, at + 1, cpu_uj=1)))
+    assert store.horizon_ns > 200
+    assert store.missing_reason(100, 150) == "older_than_retention"
+    assert store.missing_reason(store.horizon_ns - 1, store.horizon_ns + 5) == "older_than_retention"
+    assert store.missing_reason(399, 401) == "after_last_tick"
+
+
 def test_a_source_that_has_none_says_why() -> None:
     """The batch's reason stands where a tick has no energy, and not where it has."""
     store = store_of(tick(1, 0, 5), tick(2, 5, 9, cpu_uj=3), reason="no_powercap")

@@ -45,6 +45,10 @@ def test_a_set_grows_by_what_is_added(added: list[list[Interval]], start: int, e
     assert whole.items == IntervalSet(everything).items == union(everything)
     assert whole.until == max((high for low, high in everything if low < high), default=0)
     assert instants(whole.left(start, end)) == set(range(start, end)) - instants(everything)
+    inside = list(whole.within(start, end))
+    assert instants(inside) == set(range(start, end)) & instants(everything)
+    assert is_normal(inside)
+    assert whole.touches(start, end) == bool(inside)
     kept = [interval for interval in whole.items if interval[1] > forgotten]
     whole.forget_before(forgotten)
     assert whole.items == kept

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from joulegram_processor.attribution import Columns, add_up, attribute
+from joulegram_processor.attribution import Columns, attribute
 from joulegram_processor.energy_store import EnergyStore
+from joulegram_processor.inclusive import add_up
 from joulegram_processor.intensity.chain import IntensityChain
 from joulegram_processor.intensity.static_factor import StaticFactor
 from joulegram_processor.intensity.table import load_table

@@ -117,6 +117,34 @@ def test_extract_leaves_what_is_odd_to_python(odd: bytes) -> None:
     check_extract(wrapped(span(1, T0, T0 + S, name="etl.job").SerializeToString() + odd, b"\x12", b"\x12", b"\x0a"))
 
 
+def said(key: bytes, text: bytes) -> bytes:
+    """A request of one span with one attribute of text."""
+    pair = wrapped(key, b"\x0a") + wrapped(wrapped(text, b"\x0a"), b"\x12")
+    return wrapped(wrapped(b"etl.job", b"\x2a") + wrapped(pair, b"\x4a"), b"\x12", b"\x12", b"\x0a")
+
+
+@pytest.mark.parametrize("size", [*range(20), 123, 124, 125, 126, 127, 128, 129, 300])
+def test_extract_of_an_attribute_of_text_of_every_length(size: int) -> None:
+    """Where the common form of an attribute ends, where its length takes two bytes, and each byte that is no text."""
+    for key in (b"job.id", b"other"):  # one whose value is read, and one of which only the form is looked at
+        assert check_extract(said(key, b"v" * size))
+    assert check_extract(said(b"k" * size, b"run-one-0001"))
+    for at in range(size):
+        broken = b"v" * at + b"\xff" + b"v" * (size - at - 1)
+        assert by_native(said(b"other", broken)) is None
+        assert by_native(said(broken, b"v")) is None
+
+
+def test_extract_of_an_attribute_that_only_looks_common() -> None:
+    """Each byte of its frame another: read as protobuf reads it, or left to that."""
+    for key in (b"job.id", b"others"):
+        whole = said(key, b"run-one-0001")
+        begin = whole.index(b"\x0a\x06" + key)
+        for at in (begin, begin + 1, *range(begin + 8, begin + 12)):
+            for byte in range(256):
+                check_extract(whole[:at] + bytes([byte]) + whole[at + 1 :])
+
+
 def test_extract_selects_by_an_attribute_before_and_behind_the_name() -> None:
     """The order of fields on the wire is the sender's."""
     one = span(1, T0, T0 + S, name="other", attributes={"kfm.node": "n"}).SerializeToString()

@@ -21,6 +21,9 @@ WEIGHTS = st.one_of(
 )
 
 
+Case = tuple[list[Slab], list[Part], list[int], int, list[Part]]
+
+
 @st.composite
 def slabs(draw: st.DrawFn) -> list[Slab]:
     """Disjoint, with holes between them, narrow or wide, with more, less or as much available as there was."""
@@ -36,24 +39,26 @@ def slabs(draw: st.DrawFn) -> list[Slab]:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[list[Slab], list[Part], list[int], int]:
-    """Spans that lie in slabs, over their edges and beside them."""
+def cases(draw: st.DrawFn) -> Case:
+    """Spans that lie in slabs, over their edges and beside them; some of them are settled later."""
     made = draw(slabs())
     edges = sorted({edge for slab in made for edge in (slab.start, slab.end)} | {0, 12})
     parts: list[Part] = []
+    beside: list[Part] = []
     for index in range(draw(st.integers(0, 7))):
+        chosen = draw(st.sampled_from([parts, parts, beside]))
         for _ in range(draw(st.sampled_from([1, 1, 2]))):
             instants = [draw(st.sampled_from(edges)) + draw(st.integers(-3, 9)) for _ in range(2)]
             if instants[0] != instants[1]:
-                parts.append((min(instants), max(instants), 3 * index, draw(WEIGHTS)))
+                chosen.append((min(instants), max(instants), 3 * index, draw(WEIGHTS)))
     assume(parts)  # without any the compiled part is not asked
     order = draw(st.permutations(sorted({part[2] for part in parts})))
-    return made, parts, order, draw(st.integers(0, 2))
+    return made, parts, order, draw(st.integers(0, 2)), beside
 
 
 @settings(max_examples=600, deadline=None)
 @given(cases())
-def test_share_gives_what_the_reference_gives(case: tuple[list[Slab], list[Part], list[int], int]) -> None:
+def test_share_gives_what_the_reference_gives(case: Case) -> None:
     """By span and by slab, to the microjoule, or nothing at all."""
     assert native.LOADED is not None
     made = native.LOADED.share(*case)
@@ -72,11 +77,12 @@ def test_share_answers_for_an_ordinary_second(kind: int) -> None:
     weights = [None if at % 5 == 0 else STAND_BY if at % 7 == 0 else at * ONE // 400 for at in range(300)]
     parts: list[Part] = [(at * 7_000_003, at * 7_000_003 + second, at, weights[at]) for at in range(300)]
     order = list(range(300))
-    found = module.share(made, parts, order, kind)
-    assert found == share_in_python(made, parts, order, kind)
-    assert found is not None
-    assert sum(found[0]) == sum(found[1]) > 0
-    no_growth(lambda: module.share(made, parts, order, kind))
+    alone = module.share(made, parts, order, kind, [])
+    assert alone == share_in_python(made, parts, order, kind, [])
+    found = module.share(made, parts, order, kind, parts[::9])
+    assert found == share_in_python(made, parts, order, kind, parts[::9])
+    assert sum(alone[1]) > sum(found[0]) == sum(found[1]) > 0
+    no_growth(lambda: module.share(made, parts, order, kind, parts[::9]))
 
 
 REFUSED: dict[str, tuple[list[Slab], list[Part], list[int]]] = {
@@ -98,7 +104,7 @@ REFUSED: dict[str, tuple[list[Slab], list[Part], list[int]]] = {
 def test_share_refuses_what_it_does_not_know(made: list[Slab], parts: list[Part], order: list[int]) -> None:
     """The reference is asked instead."""
     assert native.LOADED is not None
-    assert native.LOADED.share(made, parts, order, 0) is None
+    assert native.LOADED.share(made, parts, order, 0, []) is None
 
 
 @pytest.mark.parametrize("value", [None, (1, 2), [(1, 2, 3)], ["x"]])
@@ -106,4 +112,4 @@ def test_share_raises_for_what_is_no_case(value: object) -> None:
     """A defect of the caller is an error, and no crash."""
     assert native.LOADED is not None
     with pytest.raises((TypeError, IndexError, SystemError)):
-        native.LOADED.share(value, [(0, 1, 0, ONE)], [0], 0)
+        native.LOADED.share(value, [(0, 1, 0, ONE)], [0], 0, [])

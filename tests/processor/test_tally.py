@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from joulegram_processor.attribution import Columns, add_up, attribute
+from joulegram_processor.attribution import Columns, attribute
 from joulegram_processor.energy_store import EnergyStore
+from joulegram_processor.inclusive import add_up
 from joulegram_processor.intensity.static_factor import StaticFactor
 from joulegram_processor.join import CarbonModel, Joiner, Settled
 from joulegram_processor.join_columns import ColumnJoiner, Portion
