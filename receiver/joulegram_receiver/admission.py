@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Self
 
 from joulegram_receiver.intake_refusals import OverloadError
@@ -39,6 +40,8 @@ class Admission:
         self._max_bytes = max_in_flight_bytes
         self._backlog = backlog
         self._owed_bytes = 0
+        self._holds: dict[Hold, None] = {}
+        """Those that are not left, the oldest first."""
 
     def enter(self, size: int) -> Hold:
         """Let a request of `size` bytes in; the hold is left when it is answered.
@@ -48,7 +51,14 @@ class Admission:
         """
         self.check(size)
         self.held_bytes += size
-        return Hold(self, size)
+        hold = Hold(self, size)
+        self._holds[hold] = None
+        return hold
+
+    def oldest_s(self) -> float | None:
+        """How long the oldest request under way has been here; None where there is none."""
+        oldest = next(iter(self._holds), None)
+        return None if oldest is None else monotonic() - oldest.begun_s
 
     def check(self, size: int) -> None:
         """Whether `size` bytes would be let in now.
@@ -84,8 +94,10 @@ class Admission:
         self._check_room(size, held_before)
         self.held_bytes += size
 
-    def _leave(self, size: int, *, served: bool) -> None:
+    def _leave(self, hold: Hold, *, served: bool) -> None:
+        size = hold.size
         self.held_bytes -= size
+        del self._holds[hold]
         if not served:
             self._owed_bytes += size
         elif self.held_bytes:
@@ -97,10 +109,11 @@ class Admission:
 class Hold:
     """The bytes that one request holds; a context manager that gives them back."""
 
-    __slots__ = ("_admission", "_served", "size")
+    __slots__ = ("_admission", "_served", "begun_s", "size")
 
     def __init__(self, admission: Admission, size: int) -> None:
         self.size = size
+        self.begun_s = monotonic()
         self._admission = admission
         self._served = True
 
@@ -110,7 +123,7 @@ class Hold:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission._leave(self.size, served=self._served)  # noqa: SLF001 - two halves of one thing
+        self._admission._leave(self, served=self._served)  # noqa: SLF001 - two halves of one thing
 
     def grow(self, more: int) -> None:
         """Hold `more` bytes.

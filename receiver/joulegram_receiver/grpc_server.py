@@ -55,7 +55,7 @@ class GrpcReceiver(GrpcServer):
             _KEY,
             exports | dict(methods or {}),
             max_recv_bytes=max_recv_bytes,
-            refused=lambda reason: metrics.refused_requests.labels("unknown", reason).inc(),
+            refused=lambda reason: metrics.refuse("unknown", reason),
             **others,
         )
 

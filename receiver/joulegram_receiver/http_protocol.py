@@ -4,11 +4,13 @@ Invariants:
     * a head (request line and headers, trailers too) has a size and a time; what exceeds them is answered and closed;
     * bytes that say nothing (chunk extensions, a header without end) are bounded like a head;
     * a body that nobody wants any more is read for a while, so that its sender sees the answer, then closed;
+    * a connection has an age, after which the answer that is next says that it is the last, and an idle one is closed;
     * what is refused here gets a `google.rpc.Status` like all else (H5), and is not logged: it is counted.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +40,14 @@ class ConnectionLimits:
         max_header_bytes: of one request's line, headers and trailers.
         header_timeout_s: for a head to come, from the connection or from its first byte.
         linger_s: how long a body is read on after its request was refused.
+        max_age_s: after which the client is asked to connect anew, spread by a tenth; None for any age.
     """
 
     max_connections: int = 1024
     max_header_bytes: int = 16 * 1024
     header_timeout_s: float = HEADER_TIMEOUT_S
     linger_s: float = 5.0
+    max_age_s: float | None = None
 
 
 class _HeadTooLargeError(PermanentError):
@@ -64,6 +68,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._limits = limits
         self._count = count
         self._timer: asyncio.TimerHandle | None = None
+        self._age: asyncio.TimerHandle | None = None
+        self._aged = False
         self._refused = False
         self._head_open = False
         self._body_open = False
@@ -84,9 +90,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(503, "connections", f"expected at most {self._limits.max_connections} connections; try again")
         else:
             self._arm(self._limits.header_timeout_s, self._head_is_late)
+        if self._limits.max_age_s is not None:
+            # Spread, so that clients that came together do not come back together.
+            age_s = self._limits.max_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
+            self._age = self.loop.call_later(age_s, self._grow_old)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        if self._age is not None:
+            self._age.cancel()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -166,6 +178,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._offered = self.parser.should_upgrade()
         if not self._offered:
             super().on_headers_complete()
+            if self._aged:
+                self.cycle.keep_alive = False
 
     def on_chunk_header(self) -> None:
         self._said = True
@@ -219,6 +233,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _grow_old(self) -> None:
+        """Close where nothing is under way; else the answer to the last request that came says that it is the last."""
+        self._age = None
+        self._aged = True
+        if not self._idle:
+            self.cycle.keep_alive = False
+        elif not (self._head_open or self._body_open or self._refused):
+            self.transport.close()
 
     def _head_is_late(self) -> None:
         self._timer = None

@@ -148,4 +148,4 @@ class HttpReceiver:
 
     def _count(self, reason: str) -> None:
         """What is refused before its path is known has no signal."""
-        self._metrics.refused_requests.labels("unknown", reason).inc()
+        self._metrics.refuse("unknown", reason)

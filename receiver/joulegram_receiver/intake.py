@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from joulegram_pipeline.errors import BusyError, ConfigError, RetryableError, WireError
 from joulegram_pipeline.records import AFAR
 from joulegram_pipeline.span_rows import scope_rows
+from joulegram_receiver import in_parts
 from joulegram_receiver.admission import Admission
 from joulegram_receiver.checks import broken_rows, explain
 from joulegram_receiver.intake_refusals import OverloadError, TooLargeError, UndurableError, reason_of
@@ -125,7 +126,7 @@ class Intake:
         if len(payload) > self.max_request_bytes:
             raise TooLargeError(f"got a request of {len(payload)} bytes, expected at most {self.max_request_bytes}")
         if signal is not TRACES:
-            if _holds_something(signal, payload):
+            if await _holds_something(signal, payload):
                 await self._store(signal, payload, None, metadata, hold)
             return b""
         if len(payload) > _THREAD_BYTES:
@@ -185,7 +186,7 @@ class Intake:
 
     def count_refusal(self, signal: Signal, error: JoulegramError) -> None:
         """Count a request that was not taken; for the transport that says so to its sender."""
-        self._metrics.refused_requests.labels(signal.name, reason_of(error)).inc()
+        self._metrics.refuse(signal.name, reason_of(error))
 
     def _read_traces(self, payload: bytes) -> tuple[int, list[Row], Extract | None]:
         """Count of spans, those that break OTLP, and what the join wants.
@@ -216,8 +217,10 @@ class Intake:
         self._metrics.accepted_requests.labels(signal.name).inc()
 
 
-def _holds_something(signal: Signal, payload: bytes) -> bool:
+async def _holds_something(signal: Signal, payload: bytes) -> bool:
     """Nothing of such a request is looked at, but it must be what it says it is."""
+    if len(payload) > _THREAD_BYTES:
+        return await asyncio.to_thread(in_parts.holds_something, signal, payload)
     return bool(getattr(signal.parse(payload), signal.envelope))
 
 

@@ -19,6 +19,7 @@ from joulegram_pipeline.energy import Gap, Method, Tick, TickBatch
 from joulegram_pipeline.errors import AgentError, RetryableError
 from joulegram_pipeline.life import start_task
 from joulegram_pipeline.records import RecordKind
+from joulegram_pipeline.trouble import LastTrouble
 from joulegram_pipeline.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Poller:
         answer_s: float = _ANSWER_S,
         patience_s: float = _PATIENCE_S,
     ) -> None:
+        self.last_error = LastTrouble()
+        """Why the agent last gave no ticks."""
         self._source = source
         self._spool = spool
         self._interval_s = interval_s
@@ -133,6 +136,7 @@ class Poller:
             batch = await self._ask()
         except AgentError as error:
             self._named = False
+            self.last_error.note(str(error))
             await self._append_heartbeat(str(error))
             return
         self._since_ns = self._clock.wall_ns()

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Literal, Self
 from joulegram_pipeline.clock import Clock, SystemClock
 from joulegram_pipeline.errors import BusyError, StorageError
 from joulegram_pipeline.records import RecordKind
+from joulegram_pipeline.trouble import LastTrouble
 from joulegram_pipeline.wal import SEGMENT_BYTES, WriteAheadLog
 from joulegram_pipeline.wal_segment import encode_metadata
 from joulegram_receiver.spool_drop import Dropper
 from joulegram_receiver.spool_group import COMPANY_S, Groups
 from joulegram_receiver.spool_recent import Recent
-from joulegram_receiver.spool_room import MAX_BYTES, MIN_FREE_BYTES, Room
+from joulegram_receiver.spool_room import MAX_BYTES, MIN_FREE_BYTES, OWN, Room
 from joulegram_receiver.spool_waiting import Waiting, tell
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Spool:
     Args:
         directory: of the log.
         metrics: those that begin with spool_.
-        max_queued_bytes: payload bytes that may wait for the disk.
+        max_queued_bytes: of requests that may wait for the disk; ticks and control records wait beside them.
         segment_bytes: of the log; smaller where `max_bytes` is small.
         clock: gives `received_ns`.
         log: the log itself, where a test brings one that fails.
@@ -108,10 +109,15 @@ class Spool:
         self._gate = room if self._dropper is None else Room(directory, 1 << 62, min_free_bytes // 2)
         self._groups: Groups[Waiting] = Groups(0.0 if self._sync_s is not None else company_s)
         self._queued_bytes = 0
+        """Of requests."""
+        self._queued_own_bytes = 0
         self._refused_bytes = 0
         self._failure: str | None = None
+        self.last_error = LastTrouble()
+        """Why it last refused, or could not write or sync; still there when it takes again."""
         self._advanced = Condition()
         self._unsynced: list[tuple[list[Waiting], list[int], int]] = []
+        self._written_lsn = 0
         self._sync_due: float | None = None
         self._recent = Recent()
         self._last_ns = 0
@@ -144,6 +150,11 @@ class Spool:
     def durable_lsn(self) -> int:
         """What lies below may be read."""
         return self._log.durable_lsn
+
+    @property
+    def written_lsn(self) -> int:
+        """What lies below may be read once it is synced: by `interval` an append returns before that."""
+        return max(self._written_lsn, self._log.durable_lsn)
 
     @property
     def end_lsn(self) -> int:
@@ -235,6 +246,12 @@ class Spool:
             )
             return self._log.durable_lsn > lsn
 
+    def hurry(self) -> None:
+        """Sync what was written without waiting for the end of the interval."""
+        if self._sync_s is not None and self.written_lsn > self.durable_lsn:
+            self._sync_due = monotonic()
+            self._groups.rouse()
+
     def rouse(self) -> None:
         """Have who waits in `wait_beyond` look at its `stop`."""
         with self._advanced:
@@ -302,22 +319,29 @@ class Spool:
         with self._groups.lock:
             if not self._open:
                 raise StorageError("the spool is closed; nothing more is taken")
-            if self._queued_bytes and self._queued_bytes + size > self._max_queued_bytes:
-                raise BusyError(
+            is_own = kind in OWN
+            if not is_own and self._queued_bytes and self._queued_bytes + size > self._max_queued_bytes:
+                full = (
                     f"spool: {self._queued_bytes} bytes wait for the disk, got {size} more, "
                     f"expected at most {self._max_queued_bytes} together; try again"
                 )
+                self.last_error.note(full)
+                raise BusyError(full)
             reason = self._gate.why_not(kind, size, self._held())
             if reason is not None:
                 self._refused_bytes = size
+                self.last_error.note(reason)
                 raise BusyError(reason)
             now_ns = self._clock.wall_ns() if received_ns is None else received_ns
             self._last_ns = max(self._last_ns, now_ns)
-            self._queued_bytes += size
+            if is_own:
+                self._queued_own_bytes += size
+            else:
+                self._queued_bytes += size
             self._groups.put(Waiting(kind, self._last_ns, payload, metadata, size, future, parsed))
 
     def _held(self) -> int:
-        return self._log.end_lsn - self._log.start_lsn + self._queued_bytes
+        return self._log.end_lsn - self._log.start_lsn + self._queued_bytes + self._queued_own_bytes
 
     def _run(self) -> None:
         """Write all that waits, sync once, tell all who wait; until closed and empty."""
@@ -329,8 +353,10 @@ class Spool:
             if group:
                 result = self._commit(group)
                 size = sum(each.size for each in group)
+                own = sum(each.size for each in group if each.kind in OWN)
                 with self._groups.lock:
-                    self._queued_bytes -= size
+                    self._queued_bytes -= size - own
+                    self._queued_own_bytes -= own
                 tell(group, result, self._loop)
             if self._sync_due is not None and monotonic() >= self._sync_due:
                 self._sync_late()
@@ -342,11 +368,13 @@ class Spool:
             lsns = self._write(group)
         except StorageError as error:
             self._failure = f"spool: {error}"
+            self.last_error.note(self._failure)
             return error
         except Exception as error:
             # A dead thread would leave all who wait without an answer.
             log.exception("spool: a group could not be written")
             self._failure = f"spool: {type(error).__name__}: {error}"
+            self.last_error.note(self._failure)
             return StorageError(self._failure)
         self._failure = None
         self._measure()
@@ -357,6 +385,7 @@ class Spool:
         gap = None if self._dropper is None else self._dropper.make_room(group[0].received_ns, entries)
         lsns = self._log.append(entries) if gap is None else self._log.append([gap, *entries])[1:]
         self._unsynced.append((group, lsns, self._log.end_lsn))
+        self._written_lsn = self._log.end_lsn
         if self._sync_s is None:
             self._sync_written()
         elif gap is not None:
@@ -370,7 +399,11 @@ class Spool:
         """Sync what was written since the last time, and give it to the reader."""
         written, self._unsynced, self._sync_due = self._unsynced, [], None
         begun = perf_counter()
-        self._log.sync()
+        try:
+            self._log.sync()
+        except StorageError:
+            self._written_lsn = 0  # nobody is ever to read it, so nobody waits for it
+            raise
         self._metrics.spool_sync_seconds.observe(perf_counter() - begun)
         if self._dropper is not None:
             self._dropper.is_durable()
@@ -384,6 +417,7 @@ class Spool:
         try:
             self._sync_written()
         except StorageError as error:
+            self.last_error.note(f"spool: {error}")
             log.critical("spool: acknowledged records are lost if the machine fails now: %s", error)
 
     def _measure(self) -> None:

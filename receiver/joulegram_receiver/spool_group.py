@@ -42,6 +42,12 @@ class Groups(Generic[Item]):
         if len(self._items) == self._wanted:
             self._rouse()
 
+    def rouse(self) -> None:
+        """Have who waits in `take` go on with what is there."""
+        with self.lock:
+            if self._wanted:
+                self._rouse()
+
     def close(self) -> None:
         """No more will come; what is there is still taken."""
         with self.lock:

@@ -25,7 +25,8 @@ RESERVE_BYTES = 16 * 1024 * 1024
 
 _LOOK_EVERY_S = 0.25
 _LOOK_EVERY_BYTES = 16 * 1024 * 1024
-_OWN = frozenset({RecordKind.TICKS, RecordKind.CONTROL})
+OWN = frozenset({RecordKind.TICKS, RecordKind.CONTROL})
+"""What is not a request: few, small, and never in the way of one."""
 
 
 class Room:
@@ -51,7 +52,7 @@ class Room:
 
     def why_not(self, kind: RecordKind, size: int, held: int) -> str | None:
         """Why `size` bytes more are not taken beside `held`; None if they are."""
-        reserve = RESERVE_BYTES if kind in _OWN else 0
+        reserve = RESERVE_BYTES if kind in OWN else 0
         if held + size > self.max_bytes + reserve:
             return (
                 f"spool: it holds {held} of at most {self.max_bytes} bytes ({100 * held // max(1, self.max_bytes)} %), "

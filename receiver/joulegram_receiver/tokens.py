@@ -99,7 +99,7 @@ def bearer_calls(tokens: TokenFile, metrics: Metrics) -> Callable[[Head], CallRe
         refusal = tokens.refusal(value for key, value in head.fields if key == b"authorization")
         if refusal is None:
             return None
-        metrics.refused_requests.labels(_signal(head.path.decode("latin-1")), "unauthenticated").inc()
+        metrics.refuse(_signal(head.path.decode("latin-1")), "unauthenticated")
         return CallRefusedError(code_pb2.UNAUTHENTICATED, refusal)
 
     return authorize
@@ -119,7 +119,7 @@ def bearer_app(app: App, tokens: TokenFile, metrics: Metrics) -> App:
         if refusal is None:
             await app(scope, receive, send)
             return
-        metrics.refused_requests.labels(_signal(scope["path"]), "unauthenticated").inc()
+        metrics.refuse(_signal(scope["path"]), "unauthenticated")
         kind, body = _status(dict(scope["headers"]).get(b"content-type", b""), refusal)
         given = any(name == b"authorization" for name, _ in scope["headers"])
         headers = [

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from joulegram_agent import DEFAULT_SOCKET
+from joulegram_agent.counters import MAX_POWER_W
 
 OK, FAILED = 0, 1
 
@@ -31,6 +32,9 @@ CgroupFlag = Annotated[
 ProcessesFlag = Annotated[
     str | None,
     typer.Option("--processes", help="named: those a client asked for; all: every one.", show_default="named"),
+]
+MaxPowerFlag = Annotated[
+    int, typer.Option("--max-power", help="Watts that no domain draws: a counter that says more is not believed.")
 ]
 
 UserFlag = Annotated[
@@ -96,6 +100,7 @@ def agent(
     proc_root: ProcFlag = None,
     cgroup_root: CgroupFlag = None,
     processes: ProcessesFlag = None,
+    max_power: MaxPowerFlag = MAX_POWER_W,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -127,6 +132,7 @@ def agent(
             "proc_root": proc_root,
             "cgroup_root": cgroup_root,
             "processes": processes,
+            "max_power_w": max_power,
             "state": state,
             "version": __version__,
             "user": user,

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from joulegram_agent.counters import HIGHEST_POWER_W, MAX_POWER_W
 from joulegram_service.config_receiver import ReceiverConfig
 from joulegram_service.config_spool import SpoolConfig
-from joulegram_service.config_types import Duration, Endpoint, Factor, HostId, Section
+from joulegram_service.config_types import Duration, Endpoint, Factor, HostId, Section, whole_number
 from joulegram_service.config_upstream import UpstreamConfig
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class AgentConfig(Section):
     dev_root: Path = Path("/dev")
     cgroup_root: Path = Path("/sys/fs/cgroup")
     processes: Literal["named", "all"] = "named"
+    max_power_w: Annotated[int, whole_number(1, HIGHEST_POWER_W)] = MAX_POWER_W
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class EnergyConfig(Section):
     """The join of energy."""
 
     max_wait: Duration = 30 * 10**9
+    settle_after: Duration = 10**9
     retention: Duration = 24 * 3600 * 10**9
     idle: Literal["bucket", "share"] = "bucket"
 

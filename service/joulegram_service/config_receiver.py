@@ -111,6 +111,7 @@ class HttpConfig(Section):
     max_request_body_size: PositiveSize = 64 * _MIB
     max_header_bytes: PositiveSize = 16 * 1024
     max_connections: Count = 1024
+    max_connection_age: PositiveDuration | None = None
     read_timeout: PositiveDuration = 30 * 10**9
 
 

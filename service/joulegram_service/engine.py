@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from joulegram_pipeline.errors import DocumentError, RetryableError, StorageError
 from joulegram_pipeline.files import replace_file, safe_mkdir
+from joulegram_pipeline.logs import words_of
+from joulegram_pipeline.trouble import LastTrouble
 from joulegram_sink.ledger_format import run_line
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ SYNC_S = 0.5
 
 RETRY_S = 1.0
 GC_THRESHOLDS = (50_000, 20, 20)
+SINKS = ("ticks", "ledger", "documents", "outbox", "snapshot")
+"""What the engine writes to, as its troubles name them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,8 @@ class Engine:
         self._position = 0
         self.trouble: str | None = None
         """Why nothing is committed at the moment, for /readyz."""
+        self.last_errors = {sink: LastTrouble() for sink in SINKS}
+        """What each sink last refused, also when it takes again."""
         self.failure: BaseException | None = None
         """What ended the thread; the sidecar stops then."""
         self.failed = asyncio.Event()
@@ -135,8 +141,9 @@ class Engine:
         await asyncio.to_thread(self._thread.join)
 
     async def drain(self, budget_s: float) -> bool:
-        """Wait until everything that is durable now is committed; False if the budget ran out first."""
-        target = self._spool.durable_lsn
+        """Wait until everything that was appended by now is committed; False if the budget ran out first."""
+        target = self._spool.written_lsn
+        self._spool.hurry()
 
         def wait() -> bool:
             with self._done:
@@ -191,7 +198,7 @@ class Engine:
         try:
             self._work()
         except BaseException as error:
-            log.critical("the engine stopped: %s: %s", type(error).__name__, error, exc_info=error)
+            log.critical("the engine stopped: %s", words_of(error), exc_info=error)
             self.failure = error
             with self._done:
                 self._done.notify_all()
@@ -269,7 +276,8 @@ class Engine:
                 try:
                     ledger.append([record])
                 except DocumentError as error:
-                    log.error("a record is left out of the ledger: %s", str(error)[:500])  # noqa: TRY400 - expected
+                    log.error("a record is left out of the ledger: %s", error.plain)  # noqa: TRY400 - expected
+                    self.last_errors["ledger"].note("a record was left out, as the log says")
 
     def _publish(self, run: RunRecord) -> bool:
         """Documents first, then the run's line: a run in the ledger has its documents; a replay writes the same."""
@@ -285,7 +293,8 @@ class Engine:
             if not self._retry(write, "documents"):
                 return False
         except DocumentError as error:
-            log.warning("run %s: %s", run.run_id, error)
+            log.warning("run %s: %s", run.run_id, error.plain)
+            self.last_errors["documents"].note(f"not all of run {run.run_id} was written, as the log says")
         if not self._retry(lambda: self._sinks.ledger.append([run_line(run)]), "ledger"):
             return False
         self._on_run(run, written)
@@ -300,6 +309,7 @@ class Engine:
                 if self.trouble is None:
                     log.error("%s refuses, trying again every %g s: %s", sink, RETRY_S, error)  # noqa: TRY400 - expected
                 self.trouble = f"{sink}: {error}"
+                self.last_errors[sink].note(str(error))
                 if self._sinks.ledger.must_reopen:
                     raise  # what was not synced may be lost: only a start from the last snapshot brings it back
                 if self._stop.wait(RETRY_S):

@@ -18,8 +18,8 @@ class Stage:
     Args:
         name: as the picture of the flow names it.
         holds: figures with their units in the keys, ``{"bytes": 12, "spans": 3}``.
-        oldest_s: age of the oldest thing it holds; None where it holds nothing or does not know.
-        last_error: the last sentence of trouble; None where there was none since the start.
+        oldest_s: age of the oldest thing it holds; None where it holds nothing, or nothing that waits.
+        last_error: the last sentence of trouble, be it over or not; None where there was none since the start.
         since_s: how long ago that was.
     """
 

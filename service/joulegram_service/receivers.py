@@ -145,6 +145,7 @@ def _http(config: HttpConfig, endpoint: str, intake: Callable[[int], Intake], me
             max_connections=config.max_connections,
             max_header_bytes=config.max_header_bytes,
             header_timeout_s=min(HEADER_TIMEOUT_S, config.read_timeout / 1e9),
+            max_age_s=_seconds(config.max_connection_age),
         ),
         body_timeout_s=config.read_timeout / 1e9,
     )

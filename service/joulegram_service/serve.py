@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from joulegram_pipeline.errors import JoulegramError
-from joulegram_pipeline.logs import set_up_logging
+from joulegram_pipeline.logs import set_up_logging, tell_of_loop, words_of
 from joulegram_receiver.memory import settle_memory
 from joulegram_service.sidecar import Sidecar
 from joulegram_service.signals import stop_event
@@ -36,7 +36,9 @@ def serve(config: Config) -> None:
 
 
 async def _serve(config: Config) -> None:
-    stop = stop_event(asyncio.get_running_loop())
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(tell_of_loop)
+    stop = stop_event(loop)
     sidecar = Sidecar(config)
     async with sidecar:
         protocols = config.receiver.protocols
@@ -54,4 +56,4 @@ async def _serve(config: Config) -> None:
             wait.cancel()
         log.info("stopping")
     if sidecar.engine.failure is not None:
-        raise JoulegramError(f"the engine failed: {sidecar.engine.failure}") from sidecar.engine.failure
+        raise JoulegramError(f"the engine failed: {words_of(sidecar.engine.failure)}") from sidecar.engine.failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from joulegram import __version__
 from joulegram_agent import DEFAULT_SOCKET
 from joulegram_agent.client import AgentClient
 from joulegram_agent.main import open_agent
+from joulegram_pipeline.errors import RetryableError
 from joulegram_pipeline.files import DirectoryLock, safe_mkdir
 from joulegram_pipeline.life import enter_all, start_task
 from joulegram_pipeline.metrics import Metrics
@@ -164,16 +166,18 @@ class Sidecar:
             forwarding=outbox is not None,
             default_run=self._default_run,
             max_wait_ns=config.energy.max_wait,
+            settle_after_ns=config.energy.settle_after,
             retention_ns=config.energy.retention,
             share_idle=config.energy.idle == "share",
             run_idle_ns=config.run.idle_timeout,
             local_energy=config.agent.source != "none",
         )
         self.machine = Machine(settings, carbon, identity, self.spool, metrics)
+        self._sinks = Sinks(ledger, outbox, archive, documents)
         self.engine = Engine(
             self.machine,
             self.spool,
-            Sinks(ledger, outbox, archive, documents),
+            self._sinks,
             layout.state,
             metrics,
             self._on_pids,
@@ -204,6 +208,7 @@ class Sidecar:
                 dev_root=config.agent.dev_root,
                 cgroup_root=config.agent.cgroup_root,
                 processes=config.agent.processes,
+                max_power_w=config.agent.max_power_w,
             )
         self.agent = source
         # The ticks behind the snapshot are known when they are replayed; asked for before, they would come twice.
@@ -304,13 +309,24 @@ class Sidecar:
         return reasons + [trouble for trouble in (self.spool.trouble, self.engine.trouble) if trouble is not None]
 
     def _stages(self) -> list[Stage]:
-        return stages(self.receivers.admission, self.spool, self.machine, self.engine, self.ledger, self._upstreams)
+        return stages(
+            self.receivers.admission,
+            self.spool,
+            self.poller,
+            self.machine,
+            self.engine,
+            self._sinks,
+            self._upstreams,
+            self.metrics,
+        )
 
     async def _bring_last_ticks(self) -> None:
         """After the receiver stopped: what came in the last second can still get its energy."""
         await self.engine.drain(LAST_TICKS_S)
         if self.machine.is_waiting:
             await self.poller.flush_until(time.time_ns(), LAST_TICKS_S)
+            with contextlib.suppress(RetryableError):  # a full spool: who waits for others waits in the snapshot
+                await self._control({"type": "intake.closed"})
 
     async def _drain(self) -> None:
         budget_s = self.config.shutdown.drain_timeout / 1e9

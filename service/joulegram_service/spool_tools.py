@@ -17,6 +17,7 @@ from joulegram_pipeline.wal import WriteAheadLog
 from joulegram_pipeline.wal_heal import Quarantine, rewrite_header
 from joulegram_pipeline.wal_scan import Damaged, ends, identify, walk
 from joulegram_pipeline.wal_segment import V1_MARK, list_segments, opened
+from joulegram_service.positions import positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +58,7 @@ class SpoolReport:
         missing_bytes: that no file has, between two that are there.
         tail_bytes: behind the last whole record: torn, or being written at this moment.
         quarantined: files kept aside so far.
+        positions: how far the engine's snapshot, the ledger and each destination have come; see `positions`.
     """
 
     directory: str
@@ -71,6 +73,7 @@ class SpoolReport:
     missing_bytes: int = 0
     tail_bytes: int = 0
     quarantined: int = 0
+    positions: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -100,6 +103,8 @@ class SpoolReport:
         lines.append(f"damaged: {self.damaged} records; missing: {self.missing_bytes} bytes")
         lines.append(f"behind the last record: {self.tail_bytes} bytes, torn or being written")
         lines.append(f"kept aside before: {self.quarantined} files")
+        stands = ", ".join(f"{name} {'none' if lsn is None else lsn}" for name, lsn in self.positions.items())
+        lines.append(f"positions: {stands or 'none'}")
         return "\n".join(lines)
 
 
@@ -153,6 +158,7 @@ def inspect(directory: Path) -> SpoolReport:
         report.bytes += size
         report.damaged += each.damaged
     report.records = dict(kinds)
+    report.positions = positions(spool.parent)
     return report
 
 

@@ -91,7 +91,8 @@ class RunDocuments:
                     update_item(item, rollup, _assets(written), self._telemetry_key)
                 except RetryableError as error:
                     # The Item is the job's: one that is locked or read-only must not hold up everybody's ledger.
-                    raise DocumentError(f"STAC Item {str(item)!r} was not patched: {error}") from error
+                    plain = f"the STAC Item was not patched: {type(error).__name__}"
+                    raise DocumentError(f"STAC Item {str(item)!r} was not patched: {error}", plain) from error
                 written[kind] = item
                 self._count(kind)
         except Exception:

@@ -100,7 +100,8 @@ def find(text: str, root: Node, path: Sequence[str]) -> Node:
     for depth in range(len(path) + 1):
         if node.members is None:
             name = ".".join(path[:depth]) or "the document"
-            raise DocumentError(f"{name}: got {text[node.start : node.end][:80]!r}, expected an object")
+            found = text[node.start : node.end][:80]
+            raise DocumentError(f"{name}: got {found!r}, expected an object", f"{name}: expected an object")
         if depth < len(path):
             member = node.members.get(path[depth])
             if member is None:
@@ -226,4 +227,5 @@ def _skip(text: str, at: int) -> int:
 
 def _error(text: str, at: int, expected: str) -> DocumentError:
     line = text.count("\n", 0, at) + 1
-    return DocumentError(f"line {line}: got {text[at : at + 40]!r}, expected {expected}")
+    got = text[at : at + 40]
+    return DocumentError(f"line {line}: got {got!r}, expected {expected}", f"line {line}: expected {expected}")

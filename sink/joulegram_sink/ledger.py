@@ -152,9 +152,8 @@ class Ledger:
         if lines:
             if max(map(len, lines)) > MAX_LINE_BYTES:
                 longest = max(lines, key=len)
-                raise DocumentError(
-                    f"got a record of {len(longest)} bytes, expected at most {MAX_LINE_BYTES}: {longest[:200]!r}…"
-                )
+                plain = f"got a record of {len(longest)} bytes, expected at most {MAX_LINE_BYTES}"
+                raise DocumentError(f"{plain}: {longest[:200]!r}…", plain)
             lines.append(b"")
             data = b"\n".join(lines)
             self._write(data)

@@ -85,6 +85,17 @@ class PositionFile:
         os.close(self._fd)
 
 
+def stored_positions(directory: Path) -> dict[str, Pos]:
+    """What stands in the files of a directory, by destination; none where there is no directory. Changes nothing.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if not directory.is_dir():
+        return {}
+    return {path.name: _parse(path.read_bytes()) for path in directory.iterdir() if path.is_file()}
+
+
 def open_positions(directory: Path, names: set[str], log_end: Pos) -> tuple[dict[str, PositionFile], dict[str, Pos]]:
     """Open the positions of the destinations, and forget those of others.
 
@@ -106,14 +117,13 @@ def open_positions(directory: Path, names: set[str], log_end: Pos) -> tuple[dict
     opened: dict[str, PositionFile] = {}
     gone: dict[str, Pos] = {}
     try:
-        before = {path.name: path for path in directory.iterdir() if path.is_file()}
-        known = {name: _parse(path.read_bytes()) for name, path in before.items()}
+        known = stored_positions(directory)
         start = max([log_end, *known.values()]) if known else NOTHING
         for name in sorted(names):
             opened[name] = PositionFile(directory / name, start)
         sync_directory(directory)
-        for name in sorted(before.keys() - names):
-            before[name].unlink()
+        for name in sorted(known.keys() - names):
+            (directory / name).unlink()
             gone[name] = known[name]
     except BaseException as error:
         for position in opened.values():

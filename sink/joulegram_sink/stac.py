@@ -67,9 +67,8 @@ def resolve_item(named: str, roots: Sequence[Path]) -> Path:
             continue
         if regular and path.is_relative_to(real_root):
             return path
-    raise DocumentError(
-        f"STAC Item: got {named!r}, expected a regular file inside one of {[str(root) for root in roots]}"
-    )
+    expected = f"expected a regular file inside one of {[str(root) for root in roots]}"
+    raise DocumentError(f"STAC Item: got {named!r}, {expected}", f"STAC Item: {expected}")
 
 
 def patch_item(data: bytes, telemetry: Mapping[str, Any], hrefs: Mapping[str, str], key: str) -> bytes:
@@ -88,14 +87,16 @@ def patch_item(data: bytes, telemetry: Mapping[str, Any], hrefs: Mapping[str, st
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DocumentError(f"got {data[:80]!r}, expected a STAC Item in UTF-8: {error}") from error
+        expected = f"expected a STAC Item in UTF-8: {error}"
+        raise DocumentError(f"got {data[:80]!r}, {expected}", expected) from error
     _check_item(text)
     assets = {name: _asset(name, href) for name, href in hrefs.items()}
     patched = set_member(text, ("properties", key), dict(telemetry))
     for name, asset in assets.items():
         patched = set_member(patched, ("assets", name), asset)
     if _without(text, key, assets) != _without(patched, key, assets):
-        raise DocumentError("the patched STAC Item differs in more than our members: nothing was written")
+        text = "the patched STAC Item differs in more than our members: nothing was written"
+        raise DocumentError(text, text)
     return patched.encode("utf-8")
 
 
@@ -117,21 +118,21 @@ def update_item(
     """
     for file in files.values():
         if not file.is_file():
-            raise DocumentError(
-                f"STAC asset: got {str(file)!r}, expected a file that is there before the Item names it"
-            )
+            expected = "expected a file that is there before the Item names it"
+            raise DocumentError(f"STAC asset: got {str(file)!r}, {expected}", f"STAC asset: {expected}")
     hrefs = {name: relative_href(path, file) for name, file in files.items()}
     with _locked(path.parent):
         try:
             if path.stat().st_size > _MAX_ITEM_BYTES:
-                raise DocumentError(f"STAC Item {str(path)!r}: expected at most {_MAX_ITEM_BYTES} bytes")
+                expected = f"expected at most {_MAX_ITEM_BYTES} bytes"
+                raise DocumentError(f"STAC Item {str(path)!r}: {expected}", f"STAC Item: {expected}")
             data = path.read_bytes()
         except OSError as error:
             raise StorageError(f"cannot read STAC Item {str(path)!r}: {error.strerror or error}") from error
         try:
             patched = patch_item(data, telemetry, hrefs, key)
         except DocumentError as error:
-            raise DocumentError(f"STAC Item {str(path)!r}: {error}") from error
+            raise DocumentError(f"STAC Item {str(path)!r}: {error}", f"STAC Item: {error.plain}") from error
         if patched != data:
             replace_file(path, patched)
 
@@ -161,10 +162,11 @@ def _check_item(text: str) -> None:
     find(text, root, ("assets",))
     document = json.loads(text.removeprefix("\ufeff"))
     if document.get("type") != "Feature":
-        raise DocumentError(f"type: got {document.get('type')!r}, expected 'Feature'")
+        raise DocumentError(f"type: got {document.get('type')!r}, expected 'Feature'", "type: expected 'Feature'")
     version = document.get("stac_version")
     if not isinstance(version, str) or not version.startswith("1."):
-        raise DocumentError(f"stac_version: got {version!r}, expected '1.0.0' or '1.1.0'")
+        expected = "expected '1.0.0' or '1.1.0'"
+        raise DocumentError(f"stac_version: got {version!r}, {expected}", f"stac_version: {expected}")
 
 
 def _without(text: str, key: str, assets: Mapping[str, object]) -> Any:

@@ -93,6 +93,10 @@ class TickArchive:
                 raise StorageError(f"tick archive: {error.strerror or error}") from error
             self.last_lsn = lsn
 
+    def days(self) -> list[str]:
+        """The days there are ticks of, the oldest first."""
+        return sorted(path.stem for path in self._directory.glob("????-??-??.ndjson"))
+
     def sync(self) -> None:
         """Make what was appended durable."""
         if self._fd is not None:

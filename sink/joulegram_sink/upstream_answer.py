@@ -50,7 +50,8 @@ class Answer:
 
     Args:
         verdict: what follows.
-        text: the upstream's words with its code; where it took the data, those of a partial success.
+        text: its code, or why there was no answer, in words of ours: they may be logged.
+        said: its own words, those of a partial success too; they may quote the data, which belongs in no log.
         rejected: items it left out of data it took.
         retry_after_s: how long it asked to wait, None if it did not.
         timed_out: whether there was no answer in time, perhaps because the batch is large for the link.
@@ -58,9 +59,15 @@ class Answer:
 
     verdict: Verdict
     text: str = ""
+    said: str = ""
     rejected: int = 0
     retry_after_s: float | None = None
     timed_out: bool = False
+
+    @property
+    def reason(self) -> str:
+        """All of it, for a file that is its owner's alone."""
+        return f"{self.text}: {self.said}" if self.said else self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,7 @@ def taken(kind: RecordKind, response: bytes) -> Answer:
     except DecodeError:
         # It said success; an answer we cannot read does not make the data less taken.
         return Answer(Verdict.TAKEN)
-    return Answer(Verdict.TAKEN, shortened(partial.error_message), rejected=getattr(partial, signal.rejected))
+    return Answer(Verdict.TAKEN, said=shortened(partial.error_message), rejected=getattr(partial, signal.rejected))
 
 
 def means_too_large(text: str) -> bool:

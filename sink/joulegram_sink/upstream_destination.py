@@ -171,7 +171,7 @@ class Destination:
         endpoint: as `parse_endpoint` reads it.
         key: what errors call it.
         signal_endpoints: signal and URL, used as it is, where HTTP has another one for a signal.
-        compression: ``none``, ``gzip`` or ``zstd``; None takes gzip, and none on loopback. gRPC has no zstd.
+        compression: ``none``, ``gzip`` or ``zstd``; None takes gzip, and none on loopback.
         tls: None takes the defaults where the scheme asks for TLS.
         headers: of every request; one that a request brings by the same name gives way.
         timeout_s: of one send.

@@ -54,8 +54,9 @@ class Tally:
         partial: sends whose success was partial.
         retries: sends that failed and are offered again.
         dead_letters: batches put aside.
-        last_error: the last refusal, in the upstream's words where it can pass and by its code where it cannot.
+        last_error: the last refusal, by its code; the upstream's words may quote the data.
         failing_since: monotonic time of the first failure since the last success, None where there is none.
+        failed_at: monotonic time of `last_error`.
     """
 
     sent_requests: int = 0
@@ -66,6 +67,7 @@ class Tally:
     dead_letters: int = 0
     last_error: str = ""
     failing_since: float | None = None
+    failed_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -156,7 +158,7 @@ class Forwarder:
             self._hurry = False
 
     async def _run(self, wake: Callable[[], None]) -> None:
-        backoff = _Backoff(self.destination.retry)
+        backoff = Backoff(self.destination.retry)
         batching = self.destination.batching
         while True:
             while True:
@@ -176,7 +178,7 @@ class Forwarder:
                 self._tell("destination %r cannot be given what is in the outbox, trying again: %s", str(error))
                 await self._pause(backoff.next_s())
                 continue
-            backoff = _Backoff(self.destination.retry)
+            backoff = Backoff(self.destination.retry)
             if items:
                 await self._dispatch(items)
 
@@ -200,7 +202,7 @@ class Forwarder:
         task.add_done_callback(self._tasks.discard)
 
     async def _work(self, window: _Window, batch: Batch) -> None:
-        backoff = _Backoff(self.destination.retry)
+        backoff = Backoff(self.destination.retry)
         try:
             while True:
                 try:
@@ -223,13 +225,13 @@ class Forwarder:
     async def _deliver(self, batch: Batch) -> None:
         """Send until the batch is taken, or put aside."""
         retry = self.destination.retry
-        backoff = _Backoff(retry)
+        backoff = Backoff(retry)
         started = time.monotonic()
         timeouts = 0
         while True:
             answer = await self._send(batch)
             parts = None
-            label, reason = "refused", answer.text
+            label, given_up = "refused", ""
             match answer.verdict:
                 case Verdict.TAKEN:
                     self._took(batch, answer)
@@ -248,7 +250,7 @@ class Forwarder:
                         if retry.enabled and (not limit_s or elapsed_s + wait_s <= limit_s):
                             await self._wait(answer, wait_s)
                             continue
-                        label, reason = "given_up", f"given up after {elapsed_s:.1f} s: {answer.text}"
+                        label, given_up = "given_up", f"given up after {elapsed_s:.1f} s: "
                 case Verdict.SPLIT:
                     parts = batch.parted()
                 case Verdict.TOO_LARGE:
@@ -261,7 +263,7 @@ class Forwarder:
                 for part in parts:
                     await self._deliver(part)
                 return
-            if await self._put_aside(batch, label, reason):
+            if await self._put_aside(batch, label, given_up, answer):
                 return
             # Not even put aside, so not done with: it is offered again.
             await self._pause(backoff.next_s())
@@ -274,17 +276,18 @@ class Forwarder:
             self._threads, lambda: transport.send(batch.kind, batch.body, batch.metadata)
         )
 
-    async def _put_aside(self, batch: Batch, label: str, reason: str) -> bool:
+    async def _put_aside(self, batch: Batch, label: str, given_up: str, answer: Answer) -> bool:
         name = self.destination.name
+        reason = given_up + answer.reason
         try:
             await asyncio.to_thread(put_aside, self._deadletter, name, batch.kind, batch.metadata, batch.items, reason)
         except StorageError as error:
             self._tell("what destination %r refused for good cannot be put aside, trying again: %s", str(error))
             return False
+        self.tally.failed_at = time.monotonic()
         self._metrics.forward_failures.labels(name, label).inc()
         self.tally.dead_letters += 1
-        # The words behind the code may quote the data, which belongs in no log.
-        self.tally.last_error = reason.partition(":")[0]
+        self.tally.last_error = given_up + answer.text
         self._tell("destination %r did not take a batch, which is in deadletter/: %s", self.tally.last_error)
         return True
 
@@ -295,7 +298,7 @@ class Forwarder:
         self._max_bytes = min(self._limit_bytes, self._max_bytes + _SMALLEST_BATCH_BYTES)
         name = self.destination.name
         self._metrics.forwarded_requests.labels(name).inc(len(batch.items))
-        if answer.rejected or answer.text:
+        if answer.rejected or answer.said:
             tally.partial += 1
             tally.rejected_items += answer.rejected
             self._metrics.forward_failures.labels(name, "partial").inc()
@@ -310,6 +313,7 @@ class Forwarder:
         tally = self.tally
         tally.retries += 1
         tally.last_error = answer.text
+        tally.failed_at = time.monotonic()
         self._metrics.forward_failures.labels(self.destination.name, "retry").inc()
         if tally.failing_since is None:
             tally.failing_since = time.monotonic()
@@ -340,7 +344,7 @@ def _at_least(size: int) -> int:
     return max(_SMALLEST_BATCH_BYTES, size)
 
 
-class _Backoff:
+class Backoff:
     """Waits that grow from try to try, with chance in them: a thousand nodes must not come at once."""
 
     def __init__(self, retry: Retry) -> None:

@@ -52,13 +52,13 @@ class GrpcTransport:
         endpoint: of it.
 
     Raises:
-        ConfigError: TLS or headers that cannot be used, or a compression that gRPC has not.
+        ConfigError: TLS, headers or a compression that cannot be used, or a signal's own endpoint.
     """
 
     def __init__(self, destination: Destination, endpoint: Endpoint) -> None:
         compression = destination.compression or ("none" if endpoint.is_loopback else "gzip")
-        if compression not in {"none", "gzip"}:
-            raise ConfigError(f"{destination.section}.compression", compression, "none or gzip; zstd is for http")
+        if compression not in {"none", "gzip", "zstd"}:
+            raise ConfigError(f"{destination.section}.compression", compression, "none, gzip or zstd")
         if destination.signal_endpoints:
             signal, url = destination.signal_endpoints[0]
             raise ConfigError(f"{destination.section}.{signal}_endpoint", url, "nothing: gRPC has one endpoint for all")
@@ -121,29 +121,35 @@ class GrpcTransport:
                 return status_of(response), message_of(response)
             except AgainError as error:
                 # Nothing was done with it, so it is offered once more before that is called a failure.
-                status = Status("UNAVAILABLE", f"{where}: {error}")
+                status = Status("UNAVAILABLE", why=f"{where}: {error}")
             except LateError:
-                return Status("DEADLINE_EXCEEDED", f"{where}: no answer in {self._destination.timeout_s:g} s"), b""
+                late = f"{where}: no answer in {self._destination.timeout_s:g} s"
+                return Status("DEADLINE_EXCEEDED", why=late), b""
             except (OSError, ConnectionFault, UpstreamError) as error:
-                return Status("UNAVAILABLE", f"{where}: {error}"), b""
+                return Status("UNAVAILABLE", why=f"{where}: {error}"), b""
             finally:
                 self._pool.give_back(self._endpoint, connection)
         return status, b""
 
     def _refusal(self, status: Status, compression: str) -> Answer:
         code, said = status.code, status.message
-        text = shortened(f"{code}: {said}")
-        if code == "UNIMPLEMENTED" and compression != "none" and "ompress" in said:
-            log.warning("destination %r does not take gzip: it is sent to without", self._destination.name)
+        text, words = f"{code}: {status.why}" if status.why else code, shortened(said)
+        if compression != "none" and _is_of_compression(code, said):
+            log.warning("destination %r does not take %s: it is sent to without", self._destination.name, compression)
             self._compression = "none"
-            return Answer(Verdict.RETRY, text, retry_after_s=0.0)
+            return Answer(Verdict.RETRY, text, words, retry_after_s=0.0)
         asked_s = None if status.details is None else retry_info_s(status.details)
         if asked_s is None and code in _SIZED and means_too_large(said):
-            return Answer(Verdict.TOO_LARGE, text)
+            return Answer(Verdict.TOO_LARGE, text, words)
         if code in _RETRYABLE or (code == "RESOURCE_EXHAUSTED" and asked_s is not None):
             timed_out = code == "DEADLINE_EXCEEDED"
-            return Answer(Verdict.RETRY, text, retry_after_s=asked_s, timed_out=timed_out)
-        return Answer(Verdict.SPLIT if code in _SPLITTABLE else Verdict.REFUSED, text)
+            return Answer(Verdict.RETRY, text, words, retry_after_s=asked_s, timed_out=timed_out)
+        return Answer(Verdict.SPLIT if code in _SPLITTABLE else Verdict.REFUSED, text, words)
+
+
+def _is_of_compression(code: str, said: str) -> bool:
+    """Whether a request is refused for its compression; gRPC's C core takes the header of zstd for a broken one."""
+    return (code == "UNIMPLEMENTED" and "ompress" in said) or (code == "INTERNAL" and "grpc-encoding" in said)
 
 
 def _timeout(left_s: float) -> bytes:

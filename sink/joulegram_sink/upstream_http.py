@@ -92,8 +92,11 @@ class HttpTransport:
                 if kept and isinstance(error, ConnectionError | http.client.RemoteDisconnected):
                     continue
                 timed_out = isinstance(error, TimeoutError)
-                text = shortened(f"{type(error).__name__}: {error}")
-                return Answer(Verdict.RETRY, text, timed_out=timed_out)
+                text, said = type(error).__name__, shortened(str(error))
+                if isinstance(error, OSError):
+                    return Answer(Verdict.RETRY, f"{text}: {said}", timed_out=timed_out)
+                # It quotes what the server sent.
+                return Answer(Verdict.RETRY, text, said)
             finally:
                 self._pool.give_back(target, connection)
 
@@ -111,11 +114,12 @@ class HttpTransport:
         status = response.status
         if 200 <= status < 300:
             return taken(kind, data)
-        text = shortened(f"HTTP {status} {response.reason}: {status_message(data)}")
+        text = f"HTTP {status} {http.client.responses.get(status, '')}".rstrip()
+        said = status_message(data)
         if status in _RETRYABLE:
-            return Answer(Verdict.RETRY, text, retry_after_s=retry_after_s(response.getheader("Retry-After")))
+            return Answer(Verdict.RETRY, text, said, retry_after_s=retry_after_s(response.getheader("Retry-After")))
         if status == 413:
-            return Answer(Verdict.TOO_LARGE, text)
+            return Answer(Verdict.TOO_LARGE, text, said)
         if status == 415 and "content-encoding" in headers:
             log.warning(
                 "destination %r does not take %s: it is sent to without",
@@ -123,8 +127,8 @@ class HttpTransport:
                 headers["content-encoding"],
             )
             self._compression = "none"
-            return Answer(Verdict.RETRY, text, retry_after_s=0.0)
-        return Answer(Verdict.SPLIT if status in _SPLITTABLE else Verdict.REFUSED, text)
+            return Answer(Verdict.RETRY, text, said, retry_after_s=0.0)
+        return Answer(Verdict.SPLIT if status in _SPLITTABLE else Verdict.REFUSED, text, said)
 
 
 class _Connection(http.client.HTTPConnection):

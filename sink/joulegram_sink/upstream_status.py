@@ -47,12 +47,14 @@ class Status:
 
     Args:
         code: its name, of google.rpc.Code.
-        message: the server's words, or ours where it has none.
+        message: the server's words.
+        why: ours, where it did not say how the call ended.
         details: a google.rpc.Status as bytes, None without one.
     """
 
     code: str
     message: str = ""
+    why: str = ""
     details: bytes | None = None
 
 
@@ -62,14 +64,17 @@ def status_of(response: Response) -> Status:
     if response.reset is not None:
         with contextlib.suppress(ValueError):
             code = Code(response.reset)
-            return Status(_OF_RESET.get(code, "INTERNAL"), f"the server ended the call with RST_STREAM ({code.name})")
-        return Status("INTERNAL", f"the server ended the call with RST_STREAM ({response.reset})")
+            return Status(
+                _OF_RESET.get(code, "INTERNAL"), why=f"the server ended the call with RST_STREAM ({code.name})"
+            )
+        return Status("INTERNAL", why=f"the server ended the call with RST_STREAM ({response.reset})")
     said = fields.get(b"grpc-status")
     if said is None:
         return _without_status(response)
     number = int(said) if said.isdigit() and len(said) <= 3 else -1
     message = unquote_to_bytes(fields.get(b"grpc-message", b"")).decode("utf-8", "replace")
-    return Status(_NAMES.get(number, "UNKNOWN"), message, _details(fields.get(b"grpc-status-details-bin", b"")))
+    details = _details(fields.get(b"grpc-status-details-bin", b""))
+    return Status(_NAMES.get(number, "UNKNOWN"), message, details=details)
 
 
 def message_of(response: Response) -> bytes:
@@ -89,9 +94,9 @@ def message_of(response: Response) -> bytes:
 def _without_status(response: Response) -> Status:
     code = _OF_HTTP.get(response.http_status, "UNKNOWN")
     if response.http_status == 200 and dict(response.head).get(b"content-type", b"").startswith(b"application/grpc"):
-        return Status(code, "the answer ended without grpc-status")
+        return Status(code, why="the answer ended without grpc-status")
     begins = bytes(response.body[:_SHOWN_BYTES]).decode("utf-8", "replace")
-    return Status(code, f"HTTP {response.http_status} instead of an answer of gRPC: {begins}")
+    return Status(code, begins, f"HTTP {response.http_status} instead of an answer of gRPC")
 
 
 def _details(text: bytes) -> bytes | None:

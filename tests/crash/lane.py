@@ -254,7 +254,7 @@ def replay(spool: Path, metrics: Metrics) -> tuple[list[dict[str, Any]], int]:
     log.open()
     try:
         assert (log.start_lsn, log.missing_bytes) == (0, 0), "the whole log was kept"
-        machine = Machine(Settings(), carbon, identity, log, metrics)
+        machine = Machine(Settings(settle_after_ns=config.energy.settle_after), carbon, identity, log, metrics)
         lines: list[dict[str, Any]] = []
         while records := log.read(machine.position, 1 << 20):
             for record in records:

@@ -23,9 +23,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from joulegram_service import handover, serving
-from joulegram_service.cli import app
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -33,11 +30,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
+    break_disk(Path(sys.argv[2]))  # before anything keeps a call of `os` as the default of a parameter
+    cli, handover, serving = (imported(f"joulegram_service.{name}") for name in ("cli", "handover", "serving"))
     for name, value in json.loads(sys.argv[1]).items():
         module, _, constant = name.rpartition(".")
         assert hasattr(importlib.import_module(module), constant), name
         setattr(importlib.import_module(module), constant, value)
-    break_disk(Path(sys.argv[2]))
     assert len(os.listdir("/proc/self/task")) == 1, "a fork takes one thread with it"  # noqa: PTH208
     # The program it would become has to import everything again.
     handover.become = lambda config: sys.exit(serving.run(config))
@@ -47,10 +45,14 @@ def main() -> None:
         order = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            _become(order["arguments"], order["log"])
+            _become(cli.app, order["arguments"], order["log"])
         _say(pid)
         _, status = os.waitpid(pid, 0)
         _say(os.waitstatus_to_exitcode(status))
+
+
+def imported(name: str) -> Any:
+    return importlib.import_module(name)
 
 
 def _say(number: int) -> None:
@@ -82,9 +84,10 @@ def break_disk(faults: Path) -> None:
 
     os.fdatasync = breaking("fdatasync", os.fdatasync)
     os.write = breaking("write", os.write)
+    os.pwritev = breaking("write", os.pwritev)  # what the spool and the outbox write with
 
 
-def _become(arguments: list[str], log: str) -> None:
+def _become(app: Callable[[list[str]], object], arguments: list[str], log: str) -> None:
     """In the child: run the command line and end; never returns."""
     status = 1
     try:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ from simulators.sidecar import Agent, PowerTrace, Serve, archived_ticks, ledger_
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+BUDGET_S = 3
 
 
 @pytest.fixture
@@ -97,6 +101,31 @@ def test_sigterm_records_what_came_in_the_last_second(tmp_path: Path, node: Agen
     assert {line["energy"]["method"] for line in lines if line["kind"] == "span"} == {"measured"}
     assert [line["ended_by"] for line in lines if line["kind"] == "run"] == ["root_span"]
     verified(serve.data)
+
+
+def test_sigterm_ends_within_the_budget_though_the_upstream_never_answers(tmp_path: Path, node: Agent) -> None:
+    """`shutdown.drain_timeout`, and at most twice 2.5 s for the last tick: far below ten times the budget."""
+    hang = threading.Event()
+
+    def judge(signal: str, request: bytes) -> None:
+        hang.wait(120)
+
+    config = tmp_path / "joulegram.yaml"
+    config.write_text(f"shutdown: {{drain_timeout: {BUDGET_S}s}}\n")
+    flags = (f"--config={config}", f"--agent-socket={node.socket}", f"--region={REGION}")
+    with (
+        OtlpServer(judge=judge) as upstream,
+        Serve(tmp_path, *flags, f"--upstream=grpc://127.0.0.1:{upstream.port}") as serve,
+    ):
+        try:
+            send(serve.wait_ready().target, request(os.urandom(16), ["etl.job"], random.Random(5), 0, root=True))
+            begun_s = time.monotonic()
+            assert serve.stop(signal.SIGTERM, timeout_s=10 * BUDGET_S) == 0
+            took_s = time.monotonic() - begun_s
+        finally:
+            hang.set()
+    assert took_s < 7 * BUDGET_S, serve.said
+    assert f"the upstream did not take all within {BUDGET_S} s" in serve.said
 
 
 def test_a_second_sidecar_on_the_same_data_is_refused(tmp_path: Path) -> None:

@@ -208,6 +208,27 @@ def test_a_sync_that_fails_ends_it_and_a_start_mends_it(tmp_path: Path, folder: 
         assert_all_there(serve, server, again)
 
 
+def test_a_spool_that_cannot_write_refuses_until_it_can(tmp_path: Path) -> None:
+    """EIO from a write of the spool: who sent is told to come again, and nothing half written is in the way later."""
+    port = free_port()
+    with OtlpServer(port) as server, Nursery(tmp_path, FAST) as nursery, sidecar(nursery, tmp_path, port) as serve:
+        sender = Sender(serve.wait_ready().target)
+        sender.send()
+        nursery.break_disk("write spool")
+        for _ in range(3):
+            sender.send()
+        assert sender.refused == {grpc.StatusCode.UNAVAILABLE: 3}
+        assert is_troubled(serve, "Input/output error")
+        nursery.break_disk()
+        sender.send()
+        wait_until(lambda: serve.get("/readyz")[0] == 200, "ready again", 20, serve.log)
+        sender.close()
+        assert serve.stop() == 0, serve.said
+    assert sender.refused == {grpc.StatusCode.UNAVAILABLE: 3}
+    assert len(sender.acknowledged) == 200
+    assert_all_there(serve, server, sender)
+
+
 def test_writes_that_fail_are_made_again(tmp_path: Path) -> None:
     """EIO from write under the ledger: it waits, and its lines stand there once when the disk is well again."""
     port = free_port()

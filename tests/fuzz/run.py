@@ -5,12 +5,16 @@
 What is found goes on growing under ``build/fuzz/<target>/``, beside a file for each crash; with ``--keep`` the least of
 it that reaches as much takes the place of ``corpus/<target>/``. To see a crash again:
 ``TARGETS[name](Path(file).read_bytes())``.
+
+Coverage is that of Python, so the compiled part is left aside here. What is kept goes through it in the tests: through
+its targets (test_corpus.py), and beside the Python, held equal (test_native.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
 import shlex
 import shutil
@@ -31,7 +35,7 @@ def inside(name: str, arguments: list[str]) -> None:
     """Fuzz one target; libFuzzer ends the process."""
     atheris = importlib.import_module("atheris")  # of another environment than the one mypy sees
 
-    packages = ["joulegram_pipeline", "joulegram_processor", "joulegram_receiver", "joulegram_sink"]
+    packages = ["joulegram_agent", "joulegram_pipeline", "joulegram_processor", "joulegram_receiver", "joulegram_sink"]
     with atheris.instrument_imports(include=packages):
         from fuzz.targets import TARGETS  # instrumented as it is imported
     # To merge, libFuzzer begins its own command anew by way of a shell.
@@ -74,7 +78,7 @@ def keep(name: str) -> None:
 
 def _run(name: str, *arguments: str) -> bool:
     command = [sys.executable, str(Path(__file__)), "--inside", name, *arguments]
-    return subprocess.run(command, check=False).returncode == 0
+    return subprocess.run(command, check=False, env=os.environ | {"JOULEGRAM_NATIVE": "0"}).returncode == 0
 
 
 def main() -> int:

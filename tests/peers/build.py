@@ -1,11 +1,11 @@
-"""Builds the peers of the tests once: Go and Rust programs of pinned sources, Python ones in their own environments.
+"""Builds the peers of the tests once: Go and Rust programs of pinned sources, Python and JS ones with what they pin.
 
     python tests/peers/build.py                 the programs that tests run by default, five minutes with nothing cached
     python tests/peers/build.py otelcol         one of them
 
 Invariants:
-    * every module is checked against the committed go.sum, every wheel against the committed hashes, every crate by
-      cargo against its lock; a module or wheel that differs is an error, never a reason to skip;
+    * every module is checked against the committed go.sum, every wheel and package against the committed hashes, every
+      crate by cargo against its lock; one that differs is an error, never a reason to skip;
     * what is built lies under .build/, which git ignores, and is built anew only when what it is made of has changed;
     * two runs at once do not build the same thing: the second waits for the first.
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 BUILD = HERE / ".build"
-_TAMPERED = ("checksum mismatch", "SECURITY ERROR", "missing go.sum entry", "DO NOT MATCH THE HASHES")
-"""What go and pip say when a download is not what was pinned."""
+_TAMPERED = ("checksum mismatch", "SECURITY ERROR", "missing go.sum entry", "DO NOT MATCH THE HASHES", "EINTEGRITY")
+"""What go, pip and npm say when a download is not what was pinned."""
 
 
 class PeerMissingError(Exception):
@@ -133,6 +133,27 @@ def python_environment(name: str, lock: Path, python: str = sys.executable) -> P
     return BUILD / f"python-{name}" / "bin" / "python"
 
 
+def js_job() -> Path:
+    """The folder of the JS job with the packages that its lock pins.
+
+    Raises:
+        PeerMissingError: node and npm are not installed, or the packages cannot be had.
+        PeerBuildError: a package is not what its hash says.
+    """
+    if shutil.which("npm") is None:
+        raise PeerMissingError("node and npm are not installed")
+    source = HERE / "js"
+    files = [source / name for name in ("package.json", "package-lock.json", ".npmrc", "send.mjs")]
+    with _once("js", files) as directory:
+        if directory is not None:
+            for path in files:
+                shutil.copy(path, directory)
+            # Its packages need no install scripts: what they ship is run as it is.
+            install = ["npm", "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund"]
+            _run(install, directory, "the npm packages of the JS job cannot be had", missing=True)
+    return BUILD / "js"
+
+
 def interpreter(version: str) -> str:
     """A Python of this minor version, as ``3.12``.
 
@@ -196,12 +217,13 @@ def _run(command: list[str], directory: Path, why: str, *, missing: bool, **envi
 
 def main() -> None:
     """Build what is named on the command line, else everything; say where it is."""
-    known = [*GO_PEERS, "python-json"]
+    others = {"python-json": json_exporter_python, "js": js_job}
+    known = [*GO_PEERS, *others]
     for name in sys.argv[1:] or known:
         if name not in known:
             sys.exit(f"got {name!r}, expected one of {', '.join(known)}")
         try:
-            path = json_exporter_python() if name == "python-json" else go_program(name)
+            path = others[name]() if name in others else go_program(name)
         except (PeerMissingError, PeerBuildError) as error:
             sys.exit(str(error))
         sys.stdout.write(f"{name}: {path.relative_to(HERE.parents[1])}\n")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 import yaml
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from peers.collector import Collector, collector_config
 from peers.through import assert_joined_only, endpoint, sidecar
@@ -25,22 +27,22 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]  # the first test builds what all use
 
-EXPORT = f"/{SERVICES['traces']}/Export"
 MIB = 1024 * 1024
 
 
-def etl_requests(count: int, steps: int, padding: int = 0) -> list[bytes]:
+def etl_requests(count: int, steps: int, padding: int = 0, first: int = 0) -> list[bytes]:
     """Requests of one trace each: an `etl.job`, `steps` children that are selected and as many that are not.
 
     Args:
         count: requests.
         steps: selected children of each.
         padding: bytes of an attribute that each child has.
+        first: the number of the first.
     """
     now = time.time_ns()
     pad = {"peer.pad": "x" * padding}
     made = []
-    for number in range(count):
+    for number in range(first, first + count):
         of: dict[str, Any] = {"trace": trace_id(number + 1), "parent": 1}
         numbers = range(2, 2 + 2 * steps)
         children = [
@@ -54,10 +56,10 @@ def etl_requests(count: int, steps: int, padding: int = 0) -> list[bytes]:
     return made
 
 
-def send(target: str, requests: list[bytes]) -> None:
+def send(target: str, requests: list[bytes], signal: str = "traces") -> None:
     """Export each over gRPC; RpcError if one is not taken."""
     with grpc.insecure_channel(target, options=[("grpc.max_send_message_length", -1)]) as channel:
-        export: Any = channel.unary_unary(EXPORT)  # type: ignore[call-arg]
+        export: Any = channel.unary_unary(f"/{SERVICES[signal]}/Export")  # type: ignore[call-arg]
         for body in requests:
             export(body, timeout=20, wait_for_ready=True)
 
@@ -118,11 +120,66 @@ def test_a_collector_sends_through_joulegram(
 
 
 def behind(
-    otelcol: Path, tmp_path: Path, sink: OtlpServer, grpc_config: dict[str, Any], name: str = "otelcol"
+    otelcol: Path,
+    tmp_path: Path,
+    sink: OtlpServer,
+    listens: dict[str, Any],
+    name: str = "otelcol",
+    protocol: str = "grpc",
 ) -> Collector:
     """A Collector that forwards what it gets to the sink."""
     to_sink = {"endpoint": f"127.0.0.1:{sink.port}", "tls": {"insecure": True}, "compression": "none"}
-    return Collector(otelcol, tmp_path, collector_config({"grpc": grpc_config}, "otlp_grpc", to_sink), name)
+    return Collector(otelcol, tmp_path, collector_config({protocol: listens}, "otlp_grpc", to_sink), name)
+
+
+def other_signals() -> dict[str, Any]:
+    """A request of metrics and one of logs, with an attribute and text that no encoding may change."""
+    metrics, logs = ExportMetricsServiceRequest(), ExportLogsServiceRequest()
+    metric_part, log_part = metrics.resource_metrics.add(), logs.resource_logs.add()
+    metric_scope, log_scope = metric_part.scope_metrics.add(), log_part.scope_logs.add()
+    for empty in (metric_part.resource, metric_scope.scope, log_part.resource, log_scope.scope):
+        empty.SetInParent()  # as a Collector would
+    metric = metric_scope.metrics.add(name="queue.depth", unit="1")
+    point = metric.gauge.data_points.add(time_unix_nano=time.time_ns(), as_double=1.5)
+    point.attributes.add(key="peer.text").value.string_value = "na\u00efve"
+    record = log_scope.log_records.add(time_unix_nano=time.time_ns(), severity_number=9)
+    record.body.string_value = "na\u00efve"
+    record.attributes.add(key="peer.index").value.int_value = 2**53 + 1
+    return {"metrics": metrics, "logs": logs}
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_collector_takes_every_signal_from_joulegram(
+    otelcol: Path, tmp_path: Path, protocol: str, compression: str
+) -> None:
+    """Traces, metrics and logs over each of its receivers, in each compression that both have: all as it was sent."""
+    (port,) = free_ports(1)
+    count, steps = 4, 5
+    hop = {"endpoint": f"{protocol}://127.0.0.1:{port}", "compression": compression}
+    config = tmp_path / "joulegram.yaml"
+    config.write_text(yaml.safe_dump({"upstream": {"destinations": {"collector": hop}}}))
+    flags = f"--config={config}", "--region=SPP_KS", "--source=model"
+    listens = {"endpoint": f"127.0.0.1:{port}"}
+    others = other_signals()
+    with (
+        OtlpServer() as sink,
+        behind(otelcol, tmp_path, sink, listens, protocol=protocol) as collector,
+        Serve(tmp_path, *flags) as serve,
+    ):
+        target = serve.wait_ready().target
+        send(target, etl_requests(count, steps))
+        for signal, message in others.items():
+            send(target, [message.SerializeToString()], signal)
+        sink.wait_for(at_least(count * (1 + 2 * steps)))
+        sink.wait_for(lambda sink: {signal for signal, _ in sink.taken} == {"traces", *others})
+        assert serve.stop() == 0, serve.said
+
+        assert_arrived(sink, count, steps)
+        for signal, message in others.items():
+            assert [type(message).FromString(body) for kind, body in sink.taken if kind == signal] == [message]
+        assert "WARNING" not in serve.said, "nothing was sent again without its compression"
+        assert "error" not in collector.said, collector.said
 
 
 @pytest.mark.parametrize(("compression", "mutual"), [("none", False), ("gzip", True)])
@@ -160,13 +217,12 @@ def test_a_collector_that_ends_connections(otelcol: Path, tmp_path: Path) -> Non
     listens = {"endpoint": f"127.0.0.1:{port}", "keepalive": {"server_parameters": age}}
     with OtlpServer() as sink, sidecar(tmp_path, port) as serve:
         target = serve.wait_ready().target
-        bodies = etl_requests(2 * rounds, steps)
         done = 0
         for name in ("first", "second"):
             with behind(otelcol, tmp_path, sink, listens, name):
-                for body in bodies[done : done + rounds]:
+                for _ in range(rounds):
+                    send(target, etl_requests(1, steps, first=done))  # of now: those before have all of theirs
                     done += 1
-                    send(target, [body])
                     sink.wait_for(at_least(done * (1 + 2 * steps)))
         page = serve.get("/metrics")[1]
         assert serve.stop() == 0, serve.said

@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import subprocess
 from collections import Counter
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from peers.build import PeerMissingError, js_job
 from peers.through import assert_joined_only, endpoint, sidecar
 from simulators.decoded import attributes, spans
 from simulators.otlp_server import OtlpServer
 from simulators.sidecar import clean_environment
 
-SOURCE = Path(__file__).parent / "js"
-BUILD = Path(__file__).parent / ".build" / "js"
+if TYPE_CHECKING:
+    from pathlib import Path
+
 RUN_ID = "peer-js-20260102T030405Z"
 NODES = 300
 
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("npm") is None, reason="node and npm are not installed"),
-]
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def peer() -> Path:
-    """The peer's folder with its packages; installed again only when what it is made of has changed."""
-    names = ("package.json", "package-lock.json", ".npmrc", "send.mjs")
-    wanted = hashlib.sha256(b"".join((SOURCE / name).read_bytes() for name in names)).hexdigest()
-    stamp = BUILD / "installed"
-    if not stamp.is_file() or stamp.read_text() != wanted:
-        shutil.rmtree(BUILD, ignore_errors=True)
-        BUILD.mkdir(parents=True)
-        for name in names:
-            shutil.copy(SOURCE / name, BUILD)
-        # Its packages need no install scripts: what they ship is run as it is.
-        install = ["npm", "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund"]
-        done = subprocess.run(install, cwd=BUILD, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        stamp.write_text(wanted)
-    return BUILD
+    """The peer's folder with its packages."""
+    try:
+        return js_job()
+    except PeerMissingError as error:
+        pytest.skip(str(error))
 
 
 def send(peer: Path, url: str, protocol: str) -> None:

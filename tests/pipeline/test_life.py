@@ -121,7 +121,7 @@ def test_background_work_that_fails_tells_at_once_and_once(caplog: pytest.LogCap
     asyncio.run(asyncio.wait_for(life(), 10))
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert record.getMessage() == "the task 'pulse' failed and does not go on: the disk is gone"
+    assert record.getMessage() == "the task 'pulse' failed and does not go on: OSError: the disk is gone"
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], OSError)
 
@@ -161,5 +161,5 @@ def test_a_task_that_fails_tells_though_nobody_awaits_it(caplog: pytest.LogCaptu
 
     asyncio.run(asyncio.wait_for(life(), 10))
     assert [record.getMessage() for record in caplog.records] == [
-        "the task 'poller' failed and does not go on: the disk is gone"
+        "the task 'poller' failed and does not go on: OSError: the disk is gone"
     ]

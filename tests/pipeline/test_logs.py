@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -11,7 +12,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from joulegram_pipeline.logs import BURST, MAX_CHARACTERS, JsonFormatter, RateLimit, TextFormatter, set_up_logging
+from joulegram_pipeline.errors import ConfigError, DocumentError, StorageError, WireError
+from joulegram_pipeline.logs import (
+    BURST,
+    MAX_CHARACTERS,
+    JsonFormatter,
+    RateLimit,
+    TextFormatter,
+    set_up_logging,
+    tell_of_loop,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,8 +85,47 @@ def test_as_json_each_line_is_an_object() -> None:
     assert "\n" not in line
     value = json.loads(line)
     assert (value["level"], value["logger"], value["message"]) == ("error", "a.b", "it failed\\nbadly")
-    assert value["exception"].endswith("RuntimeError: boom")
+    assert value["exception"].endswith('raise RuntimeError("boom")\nRuntimeError')
     assert "suppressed" not in value
+
+
+def test_of_an_exception_the_frames_are_told_and_only_words_of_ours(
+    lines: tuple[logging.Logger, io.StringIO, list[float]],
+) -> None:
+    """A KeyError's text is the key, which came in a request; a disk's or a configuration's errors are ours to tell."""
+    logger, out, _ = lines
+    key = "hunter2"
+    try:
+        try:
+            dict[str, str]()[key]
+        except KeyError as error:
+            raise WireError(f"got {key}, expected another") from error
+    except WireError:
+        logger.exception("a request broke us")
+    assert key not in out.getvalue()
+    assert re.search(r"in test_of_an.*KeyError\nwhich led to:\n.*in test_of_an.*WireError\n", out.getvalue(), re.DOTALL)
+    assert words_of(StorageError("the disk is full")) == "StorageError: the disk is full"
+    assert words_of(OSError(5, "Input/output error")) == "OSError: [Errno 5] Input/output error"
+    assert words_of(ConfigError("a.b", 1, "2")) == "ConfigError: a.b: got 1, expected 2"
+    assert words_of(DocumentError("got hunter2")) == "DocumentError"
+
+
+def test_a_callback_that_fails_is_told_without_its_arguments(caplog: pytest.LogCaptureFixture) -> None:
+    """The handler of asyncio would show them: of a protocol they are what was received."""
+
+    def received(data: bytes) -> None:
+        raise ValueError(data)
+
+    async def fail() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(tell_of_loop)
+        loop.call_soon(received, b"hunter2")
+        await asyncio.sleep(0)
+
+    asyncio.run(fail())
+    (record,) = caplog.records
+    assert record.getMessage() == "a callback or task failed: ValueError"
+    assert "hunter2" not in TextFormatter().format(record)
 
 
 def test_what_is_set_up_writes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,3 +126,17 @@ def test_the_cap_holds(steps: list[tuple[bool, int]]) -> None:
     for hold in inside:
         hold.__exit__(None, None, None)
     assert gate.held_bytes == 0
+
+
+def test_the_age_is_that_of_the_oldest_inside() -> None:
+    """Whoever came first and has not left, in whatever order they leave."""
+    gate = Admission(CAP)
+    assert gate.oldest_s() is None
+    first, second = gate.enter(1), gate.enter(1)
+    first.begun_s -= 20
+    second.begun_s -= 10
+    with second:
+        with first:
+            assert 20 <= (gate.oldest_s() or 0) < 30
+        assert 10 <= (gate.oldest_s() or 0) < 20
+    assert gate.oldest_s() is None

@@ -276,6 +276,7 @@ def test_connections_are_counted(tmp_path: Path) -> None:
             said = await running.raw()
             assert only_answer(said, 503).code == code_pb2.UNAVAILABLE
             assert b"\r\nretry-after: 1\r\n" in said
+            assert running.metric("refused_requests", signal="unknown", reason="connections") == 1
             for _, writer in held:
                 writer.close()
                 await writer.wait_closed()

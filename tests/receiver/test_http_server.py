@@ -174,6 +174,8 @@ def test_a_refusal_is_a_status_in_the_encoding_of_the_request(
                 assert [violation.field for violation in detail.field_violations] == [field]
             assert "retry-after" not in answer.headers
             assert running.stored() == []
+            counted = 1 if status == 415 else None
+            assert running.metric("refused_requests", signal="traces", reason="media_type") == counted
             assert (await running.post(ONE)).status == 200
 
     asyncio.run(main())

@@ -110,6 +110,28 @@ def test_beyond_the_bound_an_append_is_refused_at_once(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_ticks_that_wait_take_no_room_from_requests_nor_requests_from_them(tmp_path: Path) -> None:
+    """A request of the largest size is taken beside them: it is alone among requests (A2)."""
+    sync = HeldSync()
+
+    async def main() -> None:
+        async with spool_with(tmp_path, sync, max_queued_bytes=100) as spool:
+            first = asyncio.create_task(spool.append(RecordKind.TICKS, b"t" * 60))
+            assert await asyncio.to_thread(sync.begun.wait, 20)
+            kinds = [TRACES, RecordKind.CONTROL, RecordKind.TICKS]
+            more = [asyncio.create_task(spool.append(kind, b"x" * 100)) for kind in kinds]
+            await asyncio.sleep(0)
+            with pytest.raises(BusyError, match="100 bytes wait for the disk, got 1 more, expected at most 100"):
+                await spool.append(TRACES, b"y")
+            sync.go.set()
+            await asyncio.gather(first, *more)
+            second = [asyncio.create_task(spool.append(TRACES, b"z" * 50)) for _ in range(2)]
+            await asyncio.gather(*second)
+            assert [len(record.payload) for record in spool.read(0, 1 << 20)] == [60, 100, 100, 100, 50, 50]
+
+    asyncio.run(main())
+
+
 def test_a_failed_sync_refuses_those_who_waited_and_all_after(tmp_path: Path) -> None:
     """No acknowledgement follows a sync that failed, then or later."""
 

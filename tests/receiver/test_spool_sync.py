@@ -53,6 +53,7 @@ def test_interval_acknowledges_what_is_written_and_reads_what_is_synced(tmp_path
             for number in range(30):
                 await spool.append(TRACES, b"%d" % number)
             assert (syncs.calls, spool.durable_lsn, spool.read(0, 1000)) == (0, 0, [])
+            assert spool.written_lsn == spool.end_lsn > 0
             assert await asyncio.to_thread(spool.wait_beyond, 0, 10.0)
             assert syncs.calls == 1
             assert [record.payload for record in spool.read(0, 1000)] == [b"%d" % number for number in range(30)]
@@ -60,6 +61,26 @@ def test_interval_acknowledges_what_is_written_and_reads_what_is_synced(tmp_path
             await spool.append(TRACES, b"later")
             assert await asyncio.to_thread(spool.wait_beyond, spool.durable_lsn, 10.0)
             assert 0.1 < time.monotonic() - begun < 5
+
+    asyncio.run(main())
+
+
+def test_who_is_in_a_hurry_does_not_wait_for_the_interval(tmp_path: Path) -> None:
+    """A stop reads what was acknowledged a moment ago; asked with nothing to sync, nothing is."""
+    syncs = Syncs()
+
+    async def main() -> None:
+        log = WriteAheadLog(tmp_path, sync=syncs)
+        async with Spool(tmp_path, Metrics(), log=log, sync="interval", sync_interval_s=600) as spool:
+            spool.hurry()
+            await spool.append(TRACES, b"a request")
+            assert (syncs.calls, spool.read(0, 1000)) == (0, [])
+            spool.hurry()
+            assert await asyncio.to_thread(spool.wait_beyond, 0, 10.0)
+            assert (syncs.calls, spool.durable_lsn) == (1, spool.written_lsn)
+            spool.hurry()
+            await spool.append(TRACES, b"another")
+            assert syncs.calls == 1
 
     asyncio.run(main())
 
@@ -117,6 +138,7 @@ def test_a_failed_late_sync_refuses_all_that_come_after(tmp_path: Path) -> None:
             with pytest.raises(StorageError, match="takes nothing more until the next start"):
                 await spool.append(TRACES, b"b")
             assert (spool.durable_lsn, spool.read(0, 100)) == (0, [])
+            assert spool.written_lsn == 0, "a stop waits for nothing that can never be read"
 
     asyncio.run(main())
 

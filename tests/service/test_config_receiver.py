@@ -73,6 +73,7 @@ receiver:
       max_request_body_size: 8MiB
       max_header_bytes: 32KiB
       max_connections: 10
+      max_connection_age: 2h
       read_timeout: 5s
   limits: {in_flight: 1GiB, queue: 32MiB}
   metadata_keys: [X-Tenant, x-scope]
@@ -124,6 +125,7 @@ receiver:
                 "max_request_body_size": 8 * MIB,
                 "max_header_bytes": 32 * 1024,
                 "max_connections": 10,
+                "max_connection_age": 7200 * 10**9,
                 "read_timeout": 5 * 10**9,
             },
         },
@@ -168,6 +170,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "any header as one that is exposed": (HTTP + "cors.exposed_headers", ["*"], "the name of a header"),
     "an age with a unit": (HTTP + "cors.max_age", "10m", "a whole number from 0 to 86400"),
     "no connections": (HTTP + "max_connections", 0, "a whole number from 1 to"),
+    "an age of 0 over HTTP": (HTTP + "max_connection_age", "0s", "a duration above 0"),
     "a timeout of 0": (HTTP + "read_timeout", "0s", "a duration above 0"),
     "nothing in flight": ("receiver.limits.in_flight", "0B", "a size above 0"),
     "a queue without a unit": ("receiver.limits.queue", 64, "a size with a unit"),

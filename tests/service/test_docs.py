@@ -14,7 +14,7 @@ from joulegram_agent.cgroups import MAX_CGROUPS
 from joulegram_agent.every_process import MOST
 from joulegram_agent.sampler import RING_S
 from joulegram_pipeline.metrics import Metrics
-from joulegram_processor import machine, machine_types, native, runs, spans
+from joulegram_processor import machine, machine_types, native, runs, spans, waiting
 from joulegram_receiver.http2_life import Http2Limits
 from joulegram_service import cli, sidecar
 from joulegram_service.config import Config, ConfigKeys
@@ -253,6 +253,7 @@ LIMITS = {
     "header fields of a gRPC call": (f"{Http2Limits().max_head_bytes} bytes",),
     "a gRPC call, to come whole": (f"{Http2Limits().request_s:g} s",),
     "spans waiting for their energy": (str(machine_types.Settings().max_pending),),
+    "waiting spans that have a part": (str(waiting.MAX_BESIDE),),
     "spans a retry is recognised among": (str(machine_types.Settings().dedupe_spans),),
     "processes whose energy": (str(sidecar.MAX_NAMED),),
     "text of a client": (f"{spans.MAX_NAME} characters",),

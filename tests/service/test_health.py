@@ -78,7 +78,8 @@ def test_the_page_of_pipelines_shows_what_each_stage_holds(tmp_path: Path) -> No
         status, headers, raw = await ask(sidecar.health.port, "/debug/pipelines?format=json")
         assert (status, headers["content-type"]) == (200, "application/json")
         stages = {stage["name"]: stage for stage in json.loads(raw)["stages"]}
-        assert [*stages] == ["receiver", "spool", "agent", "engine", "join", "ledger"]
+        rows = ["receiver", "spool", "agent", "engine", "join", "ticks", "ledger", "documents"]
+        assert [*stages] == rows
         assert all(name.encode() in page for name in stages)
         assert stages["join"]["holds"]["spans"] == 1
         assert stages["join"]["oldest_s"] is not None

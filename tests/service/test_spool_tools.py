@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,9 +24,13 @@ from joulegram_pipeline.wal import WriteAheadLog
 from joulegram_pipeline.wal_segment import segment_header
 from joulegram_receiver.spool import Spool
 from joulegram_service.cli_spool import app
-from joulegram_service.config_file import validated
+from joulegram_service.config_file import load_config, validated
 from joulegram_service.config_spool import SpoolConfig
+from joulegram_service.sidecar import Sidecar
 from joulegram_service.spool_tools import inspect
+from simulators.ports import free_port
+from simulators.sidecar import wait_until
+from simulators.traces import request, span
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,6 +138,37 @@ def test_inspect_finds_damage_and_exits_1(data: Path) -> None:
     segment(data, 1).write_bytes(segment(data, 1).read_bytes() + b"torn" + bytes(50))
     assert inspect(data).tail_bytes == 4
     assert "its header damaged" in joulegram_spool("inspect", data, code=1)
+
+
+def test_inspect_shows_how_far_each_has_come(tmp_path: Path) -> None:
+    """The engine's snapshot, the ledger and each destination, of a sidecar whose upstream is away; then of none."""
+    spool = tmp_path / "data" / "spool"
+
+    async def life() -> None:
+        endpoint = f"grpc://127.0.0.1:{free_port()}"
+        flags = {("data_dir",): tmp_path / "data", ("upstream", "endpoint"): endpoint, ("agent", "source"): "model"}
+        flags |= {("receiver", "protocols", name, "endpoint"): "127.0.0.1:0" for name in ("grpc", "http")}
+        flags |= {("telemetry", "metrics", "endpoint"): "127.0.0.1:0", ("shutdown", "drain_timeout"): "1ms"}
+        async with Sidecar(load_config(None, flags, {})) as sidecar:
+            now_ns = time.time_ns()
+            await sidecar.receive_span(request(span(1, now_ns - 10**8, now_ns, name="etl.job")))
+            await asyncio.to_thread(wait_until, lambda: sidecar.ledger.last_pos is not None, "a line of the ledger")
+            while_it_runs = inspect(spool).positions
+            assert while_it_runs["upstream upstream"] is None
+            assert sidecar.ledger.last_pos is not None
+            assert while_it_runs["ledger"] == sidecar.ledger.last_pos[0]
+
+    asyncio.run(life())
+    report = json.loads(joulegram_spool("inspect", "--json", tmp_path / "data"))
+    assert [*report["positions"]] == ["snapshot", "ledger", "upstream upstream"]
+    assert report["positions"]["snapshot"] == report["segments"][-1]["next_lsn"]
+    assert 0 < report["positions"]["ledger"] < report["positions"]["snapshot"]
+    assert report["positions"]["upstream upstream"] is None
+    assert "upstream upstream none" in joulegram_spool("inspect", spool)
+    for path in (tmp_path / "data").iterdir():
+        if path.is_dir() and path.name != "spool":
+            shutil.rmtree(path)
+    assert "positions: none" in joulegram_spool("inspect", spool)
 
 
 def test_a_tail_alone_is_no_damage(data: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
 import zlib
 from typing import TYPE_CHECKING
 
 import pytest
+import zstandard
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
@@ -19,10 +21,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from joulegram_pipeline.http2_frames import WORD, Code, Flag, Kind, frame, header_block
 from joulegram_sink.upstream_answer import MAX_RESPONSE_BYTES, Answer, Verdict
 from simulators.http2_server import Peer, head, trailer, trailers_only
-from simulators.http2_upstream import TAKEN, scripted
+from simulators.http2_upstream import TAKEN, scripted, sender
+from simulators.otlp_server import OtlpServer
+from simulators.receivers import receivers, span, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 PARTIAL = ExportTraceServiceResponse(
     partial_success=ExportTracePartialSuccess(rejected_spans=3, error_message="no room")
@@ -66,41 +71,41 @@ ANSWERS: dict[str, tuple[bytes, Answer]] = {
     "trailers alone": (trailers_only(1, grpc_status="0"), TAKEN),
     "trailers alone that refuse": (
         trailers_only(1, grpc_status="7", grpc_message="no"),
-        Answer(REFUSED, "PERMISSION_DENIED: no"),
+        Answer(REFUSED, "PERMISSION_DENIED", "no"),
     ),
     "words in per cent": (
         trailers_only(1, grpc_status="14", grpc_message="caf%C3%A9 100%25 %zz %"),
-        Answer(RETRY, "UNAVAILABLE: caf\u00e9 100% %zz %"),
+        Answer(RETRY, "UNAVAILABLE", "caf\u00e9 100% %zz %"),
     ),
     "words that are no UTF-8": (
         trailers_only(1, grpc_status="14", grpc_message="%FF"),
-        Answer(RETRY, "UNAVAILABLE: \ufffd"),
+        Answer(RETRY, "UNAVAILABLE", "\ufffd"),
     ),
     "padded details": (
         trailers_only(1, grpc_status="14", grpc_status_details_bin=DETAILS),
-        Answer(RETRY, "UNAVAILABLE: ", retry_after_s=7.0),
+        Answer(RETRY, "UNAVAILABLE", retry_after_s=7.0),
     ),
     "details without padding": (
         trailers_only(1, grpc_status="8", grpc_status_details_bin=DETAILS.rstrip("=")),
-        Answer(RETRY, "RESOURCE_EXHAUSTED: ", retry_after_s=7.0),
+        Answer(RETRY, "RESOURCE_EXHAUSTED", retry_after_s=7.0),
     ),
     "details twice": (
         trailers_only(1, grpc_status="14", grpc_status_details_bin=",".join([DETAILS.rstrip("=")] * 2)),
-        Answer(RETRY, "UNAVAILABLE: ", retry_after_s=7.0),
+        Answer(RETRY, "UNAVAILABLE", retry_after_s=7.0),
     ),
     "details that are none": (
         trailers_only(1, grpc_status="14", grpc_status_details_bin="a"),
-        Answer(RETRY, "UNAVAILABLE: "),
+        Answer(RETRY, "UNAVAILABLE"),
     ),
-    "a code that is none": (trailers_only(1, grpc_status="99"), Answer(SPLIT, "UNKNOWN: ")),
-    "a code that is no number": (trailers_only(1, grpc_status="OK"), Answer(SPLIT, "UNKNOWN: ")),
+    "a code that is none": (trailers_only(1, grpc_status="99"), Answer(SPLIT, "UNKNOWN")),
+    "a code that is no number": (trailers_only(1, grpc_status="OK"), Answer(SPLIT, "UNKNOWN")),
     "a partial success": (
         head(1) + data(0, PARTIAL) + trailer(1, grpc_status="0"),
-        Answer(Verdict.TAKEN, "no room", rejected=3),
+        Answer(Verdict.TAKEN, said="no room", rejected=3),
     ),
     "one that is gzip": (
         head(1, (b"grpc-encoding", b"gzip")) + data(1, zlib.compress(PARTIAL, wbits=31)) + trailer(1, grpc_status="0"),
-        Answer(Verdict.TAKEN, "no room", rejected=3),
+        Answer(Verdict.TAKEN, said="no room", rejected=3),
     ),
     "one that says gzip and is not": (head(1) + data(1, PARTIAL) + trailer(1, grpc_status="0"), TAKEN),
     "a bomb": (
@@ -120,15 +125,15 @@ ANSWERS: dict[str, tuple[bytes, Answer]] = {
     ),
     "a page": (
         http(200, HTML) + frame(Kind.DATA, Flag.END_STREAM, 1, b"<html>welcome"),
-        Answer(SPLIT, "UNKNOWN: HTTP 200 instead of an answer of gRPC: <html>welcome"),
+        Answer(SPLIT, "UNKNOWN: HTTP 200 instead of an answer of gRPC", "<html>welcome"),
     ),
     "a page of a proxy whose server is away": (
         http(503, HTML) + frame(Kind.DATA, Flag.END_STREAM, 1, b"<html>sorry"),
-        Answer(RETRY, "UNAVAILABLE: HTTP 503 instead of an answer of gRPC: <html>sorry"),
+        Answer(RETRY, "UNAVAILABLE: HTTP 503 instead of an answer of gRPC", "<html>sorry"),
     ),
     "a status behind a status of HTTP": (
         http(400, (b"grpc-status", b"14"), flags=Flag.END_STREAM),
-        Answer(RETRY, "UNAVAILABLE: "),
+        Answer(RETRY, "UNAVAILABLE"),
     ),
 }
 
@@ -160,7 +165,7 @@ def test_a_status_of_http(status: int) -> None:
     with scripted(answering(http(status, flags=Flag.END_STREAM))) as upstream:
         answers = upstream.send(), upstream.send()
         assert answers[1] == TAKEN
-        assert answers[0].text == f"{HTTP_CODES[status]}: HTTP {status} instead of an answer of gRPC: "
+        assert answers[0].text == f"{HTTP_CODES[status]}: HTTP {status} instead of an answer of gRPC"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,14 @@ def test_an_answer_that_stands_though_the_stream_is_reset() -> None:
         assert [upstream.send(), upstream.send()] == [TAKEN, TAKEN]
 
 
-def test_a_server_that_has_no_gzip() -> None:
+INFLATE: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda message: zlib.decompress(message, wbits=31),
+    "zstd": lambda message: zstandard.ZstdDecompressor().decompress(message),
+}
+
+
+@pytest.mark.parametrize("compression", INFLATE)
+def test_a_server_that_does_not_know_the_compression(compression: str) -> None:
     """It is sent to without from then on, what it refused at once."""
     sent = []
 
@@ -203,15 +215,40 @@ def test_a_server_that_has_no_gzip() -> None:
         for _ in range(3):
             call = peer.request()
             encoding = call.fields.get("grpc-encoding")
-            sent.append((encoding, zlib.decompress(call.message, wbits=31) if encoding else call.message))
+            sent.append((encoding, INFLATE[encoding](call.message) if encoding else call.message))
             if encoding:
-                words = "Compression algorithm gzip is not known"
+                words = f"Compression algorithm {encoding} is not known"
                 peer.send(trailers_only(call.stream_id, grpc_status="12", grpc_message=words))
             else:
                 peer.answer(call.stream_id)
 
-    with scripted(script, compression="gzip") as upstream:
-        refused = Answer(RETRY, "UNIMPLEMENTED: Compression algorithm gzip is not known", retry_after_s=0.0)
+    with scripted(script, compression=compression) as upstream:
+        refused = Answer(RETRY, "UNIMPLEMENTED", f"Compression algorithm {compression} is not known", retry_after_s=0.0)
         assert upstream.send(b"\x0a\x00") == refused
         assert [upstream.send(b"\x0a\x00"), upstream.send(b"\x0a\x00")] == [TAKEN, TAKEN]
-    assert sent == [("gzip", b"\x0a\x00"), (None, b"\x0a\x00"), (None, b"\x0a\x00")]
+    assert sent == [(compression, b"\x0a\x00"), (None, b"\x0a\x00"), (None, b"\x0a\x00")]
+
+
+@pytest.mark.parametrize("compression", INFLATE)
+def test_our_own_receiver_takes_each_compression(tmp_path: Path, compression: str) -> None:
+    """A sidecar behind a sidecar: what was sent is what is stored, and nothing fell back to no compression."""
+    body = traces(span(name="etl.job" + "x" * 10_000))
+
+    async def main() -> None:
+        async with receivers(tmp_path) as running:
+            with sender(running.grpc_port, compression=compression) as upstream:
+                answers = [await asyncio.to_thread(upstream.send, body) for _ in range(2)]
+            assert answers == [TAKEN, TAKEN]
+            assert running.stored() == [body, body]
+
+    asyncio.run(main())
+
+
+def test_a_server_of_grpc_that_has_no_zstd(caplog: pytest.LogCaptureFixture) -> None:
+    """The C core of gRPC takes the header of zstd for a broken one; without it the same request is taken."""
+    with OtlpServer() as server, sender(server.port, compression="zstd") as upstream:
+        first = upstream.send(b"\x0a\x00")
+        assert (first.verdict, first.text, first.retry_after_s) == (RETRY, "INTERNAL", 0.0)
+        assert [upstream.send(b"\x0a\x00"), upstream.send(b"\x0a\x00")] == [TAKEN, TAKEN]
+        assert server.taken == [("traces", b"\x0a\x00")] * 2
+    assert "does not take zstd: it is sent to without" in caplog.text

@@ -281,7 +281,7 @@ def test_an_answer_in_odd_frames() -> None:
         peer.send(trailer(stream_id, grpc_status="0"))
 
     with scripted(script) as upstream:
-        assert upstream.send() == Answer(Verdict.TAKEN, "no room", rejected=3)
+        assert upstream.send() == Answer(Verdict.TAKEN, said="no room", rejected=3)
 
 
 def test_an_answer_that_is_too_long_is_read_past() -> None:
@@ -326,7 +326,9 @@ def test_a_refusal_before_the_body_is_there() -> None:
         peer.answer(peer.request().stream_id)
 
     with scripted(script) as upstream:
-        assert upstream.send(bytes(1 << 20)) == Answer(Verdict.TOO_LARGE, "RESOURCE_EXHAUSTED: message larger than max")
+        assert upstream.send(bytes(1 << 20)) == Answer(
+            Verdict.TOO_LARGE, "RESOURCE_EXHAUSTED", "message larger than max"
+        )
         assert upstream.send(b"\x0a\x00") == TAKEN
 
 
