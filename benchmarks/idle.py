@@ -2,12 +2,16 @@
 
     python benchmarks/idle.py
     python benchmarks/idle.py --seconds 20 --loads 0,10000/1
+    python benchmarks/idle.py --agent
     python benchmarks/idle.py --breakdown
 
 A sidecar on a core of its own with modelled energy (a tick a second), an eGRID row and a sink to forward to. A load is
 0, or spans a second in requests of 100, and the per cent of them that are selected; requests are sent at their times,
 whether or not those before were answered, and the time to the acknowledgement counts from there. CPU is the sidecar's
 own, user and system, in per cent of a core. Aims: idle 0.5 % and 45 MiB; 10 000 spans/s 10 %, 64 MiB, p99 10 ms.
+
+Energy is modelled inside the sidecar; with --agent a `joulegram agent` models it in a process of its own, as on a node
+of a cluster, and the second line of a load is that process.
 
 --breakdown says what an idle sidecar's memory is made of: by kind of mapping (/proc/PID/smaps), and what each of the
 largest imports adds to the memory of a Python that has imported nothing.
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import subprocess
@@ -24,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import contextmanager
 from multiprocessing import Process, Queue, Value
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +45,7 @@ from benchmarks.peers_load import Bodies, sink  # noqa: E402
 from benchmarks.peers_systems import joulegram, other_cores  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 SPANS = 100
 IMPORTS = (
@@ -93,20 +99,38 @@ async def _drive(port: int, rate: int, percent: int, seconds: float) -> tuple[in
     return len(latencies) * SPANS, latencies
 
 
-def measure(load: str, seconds: float, core: int, parent: Path | None) -> None:
-    """One load on a fresh sidecar; prints its line."""
+@contextmanager
+def own_agent(directory: Path, cores: Sequence[int]) -> Iterator[tuple[Path, int]]:
+    """`joulegram agent` as people start it: its socket and process id, once it listens."""
+    socket = directory / "agent.sock"
+    command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "joulegram_service", "agent"]
+    with (directory / "agent.log").open("w") as stderr:
+        process = subprocess.Popen([*command, "--source=model", f"--socket={socket}"], stderr=stderr)
+    try:
+        while not socket.exists():
+            assert process.poll() is None, (directory / "agent.log").read_text()
+            time.sleep(0.05)
+        yield socket, process.pid
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def measure(load: str, seconds: float, core: int, parent: Path | None, *, with_agent: bool) -> None:
+    """One load on a fresh sidecar; prints its line, and the agent's behind it where it has one of its own."""
     rate, percent = (int(part) for part in (load + "/1").split("/")[:2])
     cores = other_cores(core)
     ports: Queue[Any] = Queue()
     sink_arguments: Any = (ports, Value("q", 0), Value("q", 0), Value("b", 0), Queue(), cores)
     sink_process = Process(target=sink, args=sink_arguments, daemon=True)
     sink_process.start()
-    with (
-        tempfile.TemporaryDirectory(prefix="joulegram-idle-", dir=parent) as directory,
-        joulegram(Path(directory), ports.get(), core) as system,
-    ):
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="joulegram-idle-", dir=parent)))
+        agent_socket, agent_pid = stack.enter_context(own_agent(directory, cores)) if with_agent else (None, None)
+        system = stack.enter_context(joulegram(directory, ports.get(), core, agent_socket=agent_socket))
         time.sleep(3)
-        before, begun = cpu_s(system.pid), time.monotonic()
+        pids = [system.pid] if agent_pid is None else [system.pid, agent_pid]
+        before, begun = [cpu_s(pid) for pid in pids], time.monotonic()
         latencies: list[float] = []
         if rate:
             out: Queue[Any] = Queue()
@@ -117,14 +141,12 @@ def measure(load: str, seconds: float, core: int, parent: Path | None) -> None:
         else:
             time.sleep(seconds)
         wall_s = time.monotonic() - begun
-        used = 100 * (cpu_s(system.pid) - before) / wall_s
+        used = [100 * (cpu_s(pid) - cpu) / wall_s for pid, cpu in zip(pids, before, strict=True)]
         latencies.sort()
-        rss, anonymous, peak = (memory_mib(system.pid, name) for name in ("VmRSS", "RssAnon", "VmHWM"))
         p50, p99 = (f"{1000 * latencies[int(len(latencies) * at)]:.1f}" if latencies else "" for at in (0.5, 0.99))
-        print(
-            f"{load:>10} {used:>8.2f} {rss:>8.1f} {anonymous:>8.1f} {peak:>8.1f} {p50:>8} {p99:>8}",
-            flush=True,
-        )
+        for name, pid, share, times in zip((load, "its agent"), pids, used, (f"{p50:>8} {p99:>8}", ""), strict=False):
+            rss, anonymous, peak = (memory_mib(pid, kind) for kind in ("VmRSS", "RssAnon", "VmHWM"))
+            print(f"{name:>10} {share:>8.2f} {rss:>8.1f} {anonymous:>8.1f} {peak:>8.1f} {times}".rstrip(), flush=True)
     sink_process.terminate()
 
 
@@ -174,6 +196,7 @@ def main() -> None:
     parser.add_argument("--loads", default="0,10000/1,10000/100", help="spans/s and per cent selected, comma-separated")
     parser.add_argument("--core", type=int, default=0, help="of the sidecar (default 0)")
     parser.add_argument("--directory", type=Path, help="where its data lies (default: a temporary one)")
+    parser.add_argument("--agent", action="store_true", help="measure energy in a process of its own")
     parser.add_argument("--breakdown", action="store_true", help="say what memory is made of instead")
     arguments = parser.parse_args()
     if arguments.breakdown:
@@ -184,7 +207,7 @@ def main() -> None:
         flush=True,
     )
     for load in arguments.loads.split(","):
-        measure(load, arguments.seconds, arguments.core, arguments.directory)
+        measure(load, arguments.seconds, arguments.core, arguments.directory, with_agent=arguments.agent)
 
 
 if __name__ == "__main__":

@@ -73,14 +73,17 @@ def pinned(core: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def joulegram(directory: Path, sink_port: int, core: int, config: dict[str, Any] | None = None) -> Iterator[Joulegram]:
+def joulegram(
+    directory: Path, sink_port: int, core: int, config: dict[str, Any] | None = None, agent_socket: Path | None = None
+) -> Iterator[Joulegram]:
     """`joulegram serve` with its defaults: durable before the acknowledgement, joined, in the ledger, forwarded.
 
-    `config` is what its file says, if it is to say anything.
+    `config` is what its file says, if it is to say anything. Without an agent's socket it models the energy itself.
     """
     command = [*pinned(core), sys.executable, "-m", "joulegram_service", "serve", "--grpc-endpoint=127.0.0.1:0"]
     command += ["--http-endpoint=127.0.0.1:0", "--metrics-endpoint=127.0.0.1:0", f"--data-dir={directory / 'data'}"]
-    command += ["--region=SPP_KS", "--source=model", f"--upstream=grpc://127.0.0.1:{sink_port}"]
+    command += ["--region=SPP_KS", f"--upstream=grpc://127.0.0.1:{sink_port}"]
+    command.append("--source=model" if agent_socket is None else f"--agent-socket={agent_socket}")
     if config:
         file = directory / "joulegram.yaml"
         file.write_text(json.dumps(config))
