@@ -62,7 +62,8 @@ class Spool:
     Args:
         directory: of the log.
         metrics: those that begin with spool_.
-        max_queued_bytes: of requests that may wait for the disk; ticks and control records wait beside them.
+        max_queued_bytes: of requests that wait for the disk, beyond which nothing more is taken. What comes before that
+            is, however large; ticks and control records wait beside them.
         segment_bytes: of the log; smaller where `max_bytes` is small.
         clock: gives `received_ns`.
         log: the log itself, where a test brings one that fails.
@@ -320,10 +321,11 @@ class Spool:
             if not self._open:
                 raise StorageError("the spool is closed; nothing more is taken")
             is_own = kind in OWN
-            if not is_own and self._queued_bytes and self._queued_bytes + size > self._max_queued_bytes:
+            # What waits counts, not what comes: a large request might never find the queue as empty as it needs.
+            if not is_own and self._queued_bytes >= self._max_queued_bytes:
                 full = (
                     f"spool: {self._queued_bytes} bytes wait for the disk, got {size} more, "
-                    f"expected at most {self._max_queued_bytes} together; try again"
+                    f"expected them when fewer than {self._max_queued_bytes} wait; try again"
                 )
                 self.last_error.note(full)
                 raise BusyError(full)

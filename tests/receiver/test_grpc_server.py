@@ -271,7 +271,7 @@ def test_a_busy_spool_is_unavailable(tmp_path: Path) -> None:
     sync = HeldSync()
 
     async def main() -> None:
-        async with running(tmp_path, WriteAheadLog(tmp_path, sync=sync), max_queued_bytes=60) as client:
+        async with running(tmp_path, WriteAheadLog(tmp_path, sync=sync), max_queued_bytes=50) as client:
             first = asyncio.create_task(client.export(traces(span())))
             assert await asyncio.to_thread(sync.begun.wait, 20)
             with pytest.raises(grpc.aio.AioRpcError, match="try again") as refusal:

@@ -91,17 +91,17 @@ def test_nothing_is_acknowledged_or_read_before_the_sync(tmp_path: Path) -> None
 
 
 def test_beyond_the_bound_an_append_is_refused_at_once(tmp_path: Path) -> None:
-    """Payload bytes that wait for the disk are bounded; one over it raises BusyError and is not queued."""
+    """Payload bytes that wait for the disk are bounded: at the bound an append raises BusyError and is not queued."""
     sync = HeldSync()
 
     async def main() -> None:
         async with spool_with(tmp_path, sync, max_queued_bytes=100) as spool:
             first = asyncio.create_task(spool.append(TRACES, b"x" * 60))
             assert await asyncio.to_thread(sync.begun.wait, 20)
-            with pytest.raises(BusyError, match="60 bytes wait for the disk, got 41 more, expected at most 100"):
-                await spool.append(TRACES, b"y" * 41)
             second = asyncio.create_task(spool.append(TRACES, b"y" * 40))
             await asyncio.sleep(0)
+            with pytest.raises(BusyError, match="100 bytes wait for the disk, got 1 more, expected them when"):
+                await spool.append(TRACES, b"z")
             sync.go.set()
             await asyncio.gather(first, second)
             await spool.append(TRACES, b"z" * 1000)
@@ -110,24 +110,43 @@ def test_beyond_the_bound_an_append_is_refused_at_once(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_ticks_that_wait_take_no_room_from_requests_nor_requests_from_them(tmp_path: Path) -> None:
-    """A request of the largest size is taken beside them: it is alone among requests (A2)."""
+def test_below_the_bound_an_append_of_any_size_is_taken(tmp_path: Path) -> None:
+    """A2: one of the largest size is not kept out for as long as smaller ones come."""
     sync = HeldSync()
 
     async def main() -> None:
         async with spool_with(tmp_path, sync, max_queued_bytes=100) as spool:
-            first = asyncio.create_task(spool.append(RecordKind.TICKS, b"t" * 60))
+            first = asyncio.create_task(spool.append(TRACES, b"x" * 99))
+            assert await asyncio.to_thread(sync.begun.wait, 20)
+            second = asyncio.create_task(spool.append(TRACES, b"y" * 1000))
+            await asyncio.sleep(0)
+            with pytest.raises(BusyError, match="1099 bytes wait"):
+                await spool.append(TRACES, b"z")
+            sync.go.set()
+            await asyncio.gather(first, second)
+            assert [len(record.payload) for record in spool.read(0, 1 << 20)] == [99, 1000]
+
+    asyncio.run(main())
+
+
+def test_ticks_that_wait_take_no_room_from_requests_nor_requests_from_them(tmp_path: Path) -> None:
+    """What the sidecar writes of itself is neither refused nor counted."""
+    sync = HeldSync()
+
+    async def main() -> None:
+        async with spool_with(tmp_path, sync, max_queued_bytes=100) as spool:
+            first = asyncio.create_task(spool.append(RecordKind.TICKS, b"t" * 100))
             assert await asyncio.to_thread(sync.begun.wait, 20)
             kinds = [TRACES, RecordKind.CONTROL, RecordKind.TICKS]
             more = [asyncio.create_task(spool.append(kind, b"x" * 100)) for kind in kinds]
             await asyncio.sleep(0)
-            with pytest.raises(BusyError, match="100 bytes wait for the disk, got 1 more, expected at most 100"):
+            with pytest.raises(BusyError, match="100 bytes wait for the disk, got 1 more"):
                 await spool.append(TRACES, b"y")
             sync.go.set()
             await asyncio.gather(first, *more)
             second = [asyncio.create_task(spool.append(TRACES, b"z" * 50)) for _ in range(2)]
             await asyncio.gather(*second)
-            assert [len(record.payload) for record in spool.read(0, 1 << 20)] == [60, 100, 100, 100, 50, 50]
+            assert [len(record.payload) for record in spool.read(0, 1 << 20)] == [100, 100, 100, 100, 50, 50]
 
     asyncio.run(main())
 
