@@ -39,7 +39,8 @@ class ConnectionLimits:
         max_connections: at once; one more is told 503 and closed.
         max_header_bytes: of one request's line, headers and trailers.
         header_timeout_s: for a head to come, from the connection or from its first byte.
-        linger_s: how long a body is read on after its request was refused.
+        linger_s: without a byte of it, after which a body is given up whose request was refused.
+        linger_max_s: how long such a body is read on at most.
         max_age_s: after which the client is asked to connect anew, spread by a tenth; None for any age.
     """
 
@@ -47,6 +48,7 @@ class ConnectionLimits:
     max_header_bytes: int = 16 * 1024
     header_timeout_s: float = HEADER_TIMEOUT_S
     linger_s: float = 5.0
+    linger_max_s: float = 30.0
     max_age_s: float | None = None
 
 
@@ -70,6 +72,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._age: asyncio.TimerHandle | None = None
         self._aged = False
+        self._heard_s = self._linger_end_s = 0.0
         self._refused = False
         self._head_open = False
         self._body_open = False
@@ -109,6 +112,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; everything else follows from what it calls."""
+        self._heard_s = self.loop.time()
         if self._refused:
             return  # read, so that the answer is not lost with what nobody read
         self._unset_keepalive_if_required()
@@ -205,7 +209,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             # It was not asked for, and whether it comes all the same nobody can tell: the next bytes may be either.
             self.transport.close()
         else:
-            self._arm(self._limits.linger_s, self.transport.close)
+            self._linger()
 
     # -- limits --------------------------------------------------------------------------------------------------
 
@@ -233,6 +237,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _linger(self) -> None:
+        """Read past what still comes, then close: who is closed upon while it sends does not see its answer."""
+        self._heard_s = self.loop.time()
+        self._linger_end_s = self._heard_s + self._limits.linger_max_s
+        self._linger_on()
+
+    def _linger_on(self) -> None:
+        rest_s = min(self._heard_s + self._limits.linger_s, self._linger_end_s) - self.loop.time()
+        if rest_s > 0:
+            self._arm(rest_s, self._linger_on)
+        else:
+            self.transport.close()
 
     def _grow_old(self) -> None:
         """Close where nothing is under way; else the answer to the last request that came says that it is the last."""
@@ -280,4 +297,4 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.write(b"".join([*lines, b"\r\n", body]))
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._arm(self._limits.linger_s, self.transport.close)
+        self._linger()

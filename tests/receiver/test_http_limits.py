@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import re
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -237,9 +238,31 @@ def test_the_sender_of_65_mib_reads_its_413(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_slow_sender_of_too_much_reads_its_413(tmp_path: Path) -> None:
+    """For as long as it sends: a body takes longer over a network than any time without a byte of it."""
+    options = {"limits": ConnectionLimits(linger_s=2)}
+
+    async def main() -> None:
+        async with receivers(tmp_path, intake={"max_request_bytes": 2000}, http_options=options) as running:
+
+            def client() -> bytes:
+                with socket.create_connection(("127.0.0.1", running.http_port), TIMEOUT_S) as connection:
+                    connection.sendall(LINE + b"content-length: 3000\r\n\r\n")
+                    for _ in range(30):
+                        time.sleep(0.1)  # longer together than the time without a byte
+                        connection.sendall(b"a" * 100)
+                    return connection.recv(1 << 16)
+
+            said = await asyncio.to_thread(client)
+            assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"413"]
+            await still_serves(running)
+
+    asyncio.run(main())
+
+
 def test_chunks_without_end_are_cut_off(tmp_path: Path) -> None:
     """413 at the limit; who goes on sending is closed."""
-    options = {"limits": ConnectionLimits(linger_s=0.3)}
+    options = {"limits": ConnectionLimits(linger_max_s=0.3)}
 
     async def main() -> None:
         async with receivers(tmp_path, intake={"max_request_bytes": 2000}, http_options=options) as running:
