@@ -167,6 +167,8 @@ class Conversation:
         if reply.code is not None:
             self._counts.refusals[reply.code] += 1
         await self._send(reply.line)
+        # Neither reading nor sending waits while there is more of a burst: the counters and the others have their turn.
+        await asyncio.sleep(0)
         return True
 
     async def _tell(self) -> None:
@@ -190,12 +192,13 @@ class Conversation:
     async def _send(self, line: bytes) -> None:
         async with self._sending:
             self._writer.write(line)
-            if not self._writer.transport.get_write_buffer_size():
+            transport = self._writer.transport
+            if not transport.get_write_buffer_size() and not transport.is_closing():
                 return  # the kernel has taken it at once, as it nearly always does
             try:
                 async with asyncio.timeout(self._limits.take_s):
                     await self._writer.drain()
             except TimeoutError:
                 self._counts.cut_off["slow"] += 1
-                self._writer.transport.abort()
+                transport.abort()
                 raise ConnectionAbortedError("the peer did not take a line in time") from None

@@ -107,6 +107,7 @@ class Accumulator:
         self._silent_ns = 0 if self._modulus is None else 1_000 * self._modulus // (2 * max_power_w)
         self._last: tuple[int, int, int] | None = None
         self._read_ns = 0
+        self._took_ns = 0
         self._opened_ns = 0
         self._window_uj = 0
         self._spoilt: str | None = None
@@ -114,16 +115,19 @@ class Accumulator:
         self._failing: str | None = None
         self._carried: str | None = None
 
-    def offer(self, raw_uj: int, at_ns: int, awake_ns: int | None = None) -> None:
+    def offer(self, raw_uj: int, at_ns: int, awake_ns: int | None = None, took_ns: int = 0) -> None:
         """Take a good reading of the counter.
 
         Args:
             raw_uj: what it showed.
-            at_ns: when, on a clock that never runs slow.
+            at_ns: when it began to be read, on a clock that never runs slow.
             awake_ns: when, on a clock that stands still while the machine is suspended; `at_ns` if not given.
+            took_ns: how much later it may have been that the counter showed this: what else was read took its time.
         """
         awake_ns = at_ns if awake_ns is None else awake_ns
-        known = 0 if self._last is None else self._rise(raw_uj, at_ns, awake_ns, *self._last)
+        known: int | str = 0
+        if self._last is not None:
+            known = self._rise(raw_uj, at_ns + took_ns, awake_ns + took_ns, *self._last)
         if isinstance(known, str):
             # Energy that is not known says more of a window than energy that is counted and has no place.
             if not self._unknown:
@@ -135,7 +139,7 @@ class Accumulator:
         # A counter without a range may repeat itself: what it rises by next was spent since it last moved.
         if self._modulus is not None or self._last is None or raw_uj != self._last[0]:
             self._last = (raw_uj, at_ns, awake_ns)
-        self._read_ns = at_ns
+        self._read_ns, self._took_ns = at_ns, took_ns
         self._failing = None
         self._carried = None
 
@@ -182,7 +186,7 @@ class Accumulator:
         for reason in (spoilt, self._failing):
             if reason is not None:
                 self._spoil(reason)
-        long_ns = self._read_ns - self._opened_ns
+        long_ns = self._read_ns + self._took_ns - self._opened_ns
         if self._modulus is None and self._is_too_much(self._window_uj, long_ns, long_ns):
             self._spoil(f"{UNPLACED}: {self._implausible()}")
         energy_uj, gap = self._window_uj, self._spoilt
@@ -201,7 +205,7 @@ class Accumulator:
     def _rise(
         self, raw_uj: int, at_ns: int, awake_ns: int, last_uj: int, last_ns: int, last_awake_ns: int
     ) -> int | str:
-        """Energy between two readings, or why it is not known."""
+        """Energy between two readings, the later of which was done by `at_ns`, or why it is not known."""
         elapsed_ns, up_ns = at_ns - last_ns, awake_ns - last_awake_ns
         if self._modulus is None:
             if raw_uj < last_uj:

@@ -20,8 +20,9 @@ from joulegram_pipeline.units import uj_to_j
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from joulegram_agent.ring import TickEnergy
     from joulegram_agent.sampler import Sampler
-    from joulegram_pipeline.energy import Domain, Tick
+    from joulegram_pipeline.energy import Domain
 
 HW_TYPES = {DomainKind.CPU: "cpu", DomainKind.DRAM: "memory", DomainKind.GPU: "gpu"}
 
@@ -101,7 +102,7 @@ class EnergySeries:
         return {"resourceMetrics": [whole]}
 
     def _metrics(
-        self, domains: Iterable[Domain], counted_uj: Mapping[str, int], new: Iterable[Tick], at_ns: int
+        self, domains: Iterable[Domain], counted_uj: Mapping[str, int], new: Iterable[TickEnergy], at_ns: int
     ) -> list[dict[str, Any]]:
         host = {"hw.id": self._hw_id}
         of = {
@@ -123,7 +124,7 @@ class EnergySeries:
         return metrics
 
 
-def _mean_power_w(domain: str, ticks: Iterable[Tick]) -> float | None:
+def _mean_power_w(domain: str, ticks: Iterable[TickEnergy]) -> float | None:
     """Over the ticks in which the domain is known; None where it is in none."""
     known = [tick for tick in ticks if domain in tick.energy_uj]
     if not known:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from joulegram_agent.local import LocalAgent
+    from joulegram_agent.ring import TickEnergy
     from joulegram_agent.session import Session
     from joulegram_pipeline.energy import Domain, Method, Tick
 
@@ -233,7 +234,7 @@ def _window(agent: LocalAgent, _session: Session, request: Mapping[str, Any]) ->
     return _dump(window_of(agent, touched))
 
 
-def window_of(agent: LocalAgent, ticks: list[Tick]) -> dict[str, Any]:
+def window_of(agent: LocalAgent, ticks: list[TickEnergy]) -> dict[str, Any]:
     """The sum over whole ticks, and what it covers; a domain with a gap in any of them has no energy here."""
     missing = {gap.domain: gap.reason for tick in reversed(ticks) for gap in tick.gaps}
     known = [domain.id for domain in agent.sampler.about.domains if domain.id not in missing and "*" not in missing]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from joulegram_pipeline.energy import Tick
 
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 
 _FOUR = 4
 _MOST_IN_FOUR = 2**32 - 1
+
+
+class TickEnergy(NamedTuple):
+    """What a tick says of energy, as `Tick` has it."""
+
+    start_ns: int
+    end_ns: int
+    energy_uj: Mapping[str, int]
+    gaps: tuple[Gap, ...]
 
 
 class TickRing:
@@ -84,9 +93,12 @@ class TickRing:
             return iter((self.last,))
         return map(_unpacked, islice(self._ring, max(0, len(self._ring) - (self.last.seq - seq)), None))
 
-    def touching(self, start_ns: int, end_ns: int) -> Iterator[Tick]:
-        """Those of which a part lies between two instants of the wall clock, oldest first."""
-        return (_unpacked(packed) for packed in self._ring if packed[2] > start_ns and packed[1] < end_ns)
+    def touching(self, start_ns: int, end_ns: int) -> Iterator[TickEnergy]:
+        """The energy of those of which a part lies between two instants of the wall clock, oldest first.
+
+        Nothing else of them is unpacked: whoever asks for a long window has the agent go through all of them.
+        """
+        return (_energy(packed) for packed in self._ring if packed[2] > start_ns and packed[1] < end_ns)
 
 
 def _mappings(tick: Tick) -> tuple[Mapping[str, int] | Mapping[int, int], ...]:
@@ -107,10 +119,20 @@ def _shared(keys: Keys, before: Keys) -> Keys:
     return tuple(was if was == own else own for own, was in zip(keys, before, strict=False)) + keys[len(before) :]
 
 
+def _code(keys: Keys, row: bytes) -> str:
+    return "I" if len(row) == _FOUR * sum(map(len, keys)) else "q"
+
+
+def _energy(packed: Packed) -> TickEnergy:
+    _, start_ns, end_ns, gaps, _, _, keys, _, row = packed
+    domains = keys[0]
+    energy = dict(zip(domains, struct.unpack_from(f"{len(domains)}{_code(keys, row)}", row), strict=True))
+    return TickEnergy(start_ns, end_ns, energy, gaps)
+
+
 def _unpacked(packed: Packed) -> Tick:
     seq, start_ns, end_ns, gaps, cpu_busy_ns, cpu_total_ns, keys, boards, row = packed
-    count = sum(map(len, keys))
-    numbers = iter(struct.unpack(f"{count}{'I' if len(row) == _FOUR * count else 'q'}", row))
+    numbers = iter(struct.unpack(f"{sum(map(len, keys))}{_code(keys, row)}", row))
     energy, static, processes, descendants, containers, *gpus = (
         dict(zip(own, islice(numbers, len(own)), strict=True)) for own in keys
     )

@@ -194,16 +194,17 @@ class Sampler:
 
     def sample(self) -> Tick | None:
         """Read every counter once; the tick if that closed a window. The first call opens the first one."""
-        began_ns = self._clock.mono_ns()
-        reading = self._reader.read()
+        # Before the reading: a thread that has read may wait long for the interpreter before it can look at a clock.
         now = Instant.now(self._clock)
-        self.pulse.sampled(now.mono_ns - began_ns)
+        reading = self._reader.read()
+        took_ns = self._clock.mono_ns() - now.mono_ns
+        self.pulse.sampled(took_ns)
         edge = self._edge
         closes = edge is not None and now.mono_ns - edge.mono_ns >= _PUBLISH_NS
         for pid, spent_ns in self.trees.read(look=closes).items():
             self._process_ns[pid] = self._process_ns.get(pid, 0) + spent_ns
         going_on = self._resume(now) if edge is None else frozenset()
-        self._take(reading, now)
+        self._take(reading, now, took_ns)
         if edge is None:
             for key, accumulator in self._accumulators.items():
                 if key in going_on:
@@ -267,13 +268,13 @@ class Sampler:
     def _board_times(self) -> Mapping[str, Mapping[int, int]]:
         return {} if self._boards is None else self._boards.process_gpu_ns(self.trees.root_of)
 
-    def _take(self, reading: Reading, now: Instant) -> None:
+    def _take(self, reading: Reading, now: Instant, took_ns: int) -> None:
         if self._sampled is not None:
             self._longest_ns += now.since(self._sampled)
         self._sampled = now
         accumulators, at_ns, mono_ns = self._accumulators, self._longest_ns, now.mono_ns
         for domain, raw_uj in reading.counters_uj.items():
-            accumulators[domain].offer(raw_uj, at_ns, mono_ns)
+            accumulators[domain].offer(raw_uj, at_ns, mono_ns, took_ns)
         for gap in reading.gaps:
             accumulators[gap.domain].miss(gap.reason)
         cpu = reading.cpu or self._machine.read()

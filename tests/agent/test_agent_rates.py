@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
+import socket
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +98,37 @@ def test_who_asks_too_much_is_told_and_slowed(tmp_path: Path, monkeypatch: pytes
     assert asyncio.run(body()) == ["ok", "ok", "too_fast", "too_fast", "ok"]
 
 
+def test_a_burst_has_its_answers_one_a_turn(tmp_path: Path) -> None:
+    """Protocol: the counters are read and the others answered between two answers of a user with tokens left."""
+
+    async def body() -> list[int]:
+        async with served(tmp_path) as (node, server), talking(node.path) as talk:
+            talk.writer.write(request("counters") * 200)
+            seen = [0]
+            while seen[-1] < 200:
+                await asyncio.sleep(0)
+                seen.append(server.counts.requests["counters"])
+            return seen
+
+    seen = asyncio.run(body())
+    assert max(after - before for before, after in itertools.pairwise(seen)) == 1
+
+
+def test_a_peer_that_has_gone_is_not_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A burst whose sender closed at once ends with the first answer that cannot be sent; asyncio logs none of it."""
+
+    async def body() -> int:
+        async with served(tmp_path) as (node, server):
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.connect(str(node.path))
+                peer.sendall(request("counters") * 300)
+            await until(lambda: server.counts.connections > 0 and server.connections == 0)
+            return server.counts.requests["counters"]
+
+    assert asyncio.run(body()) < 10
+    assert not [record for record in caplog.records if "socket.send" in record.getMessage()]
+
+
 def test_a_flood_is_not_answered_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Protocol: a peer in debt gets one refusal for each wait, however many requests it has sent."""
     waits: list[float] = []
@@ -106,8 +139,9 @@ def test_a_flood_is_not_answered_line_by_line(tmp_path: Path, monkeypatch: pytes
             return getattr(asyncio, name)
 
         async def sleep(self, delay_s: float) -> None:
-            waits.append(delay_s)
-            await more.wait()
+            if delay_s:
+                waits.append(delay_s)
+                await more.wait()
 
     monkeypatch.setattr(conversation, "asyncio", Asleep())
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from joulegram_agent.beside import Beside
 from joulegram_agent.cpu import JIFFY_NS
 from joulegram_agent.model import ModelReader
 from joulegram_agent.powercap import PowercapReader
-from joulegram_agent.reader import NoEnergyReader, Reader
+from joulegram_agent.reader import NoEnergyReader, Reader, Reading
 from joulegram_agent.sampler import Sampler
-from joulegram_pipeline.energy import Gap, Tick
+from joulegram_pipeline.energy import Domain, DomainKind, Gap, Method, Tick
 from simulators.powercap import AMD_RANGE_UJ, INTEL_RANGE_UJ, PowercapTree
 from simulators.procfs import BOOT_ID, FakeProc, ManualClock
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 J = 1_000_000
 MS = 1_000_000
@@ -141,6 +139,71 @@ def test_slow_read_makes_a_long_tick_not_a_bunch(tmp_path: Path) -> None:
     assert long.end_ns - long.start_ns == 3_500 * MS
     assert [node.sample() is not None for _ in range(10)] == [False] * 9 + [True]
     assert node.ticks[-1].start_ns == long.end_ns
+
+
+class StallingReader:
+    """One domain of a constant power; a sweep takes long before its counter is looked at, and after."""
+
+    source, method, reason = "stalling", Method.MEASURED, None
+
+    def __init__(
+        self, clock: ManualClock, watts: int, max_range_uj: int | None, stalls: dict[int, tuple[int, int]]
+    ) -> None:
+        self.values: list[int] = []
+        self._clock, self._watts, self._range, self._stalls = clock, watts, max_range_uj, stalls
+        self._kind = DomainKind.GPU if max_range_uj is None else DomainKind.CPU
+
+    def domains(self) -> tuple[Domain, ...]:
+        return (Domain("only", self._kind, self._range),)
+
+    def read(self) -> Reading:
+        before_ms, after_ms = self._stalls.get(len(self.values), (0, 0))
+        self._clock.advance(before_ms * MS)
+        self.values.append(self._watts * self._clock.mono_ns() // 1_000)
+        self._clock.advance(after_ms * MS)
+        value = self.values[-1]
+        return Reading({"only": value if self._range is None else value % (self._range + 1)})
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@settings(max_examples=50)
+@given(
+    watts=st.integers(1, 1_900),
+    max_range_uj=st.sampled_from([None, INTEL_RANGE_UJ]),
+    stalls=st.dictionaries(st.integers(1, 30), st.tuples(st.integers(0, 3_000), st.integers(0, 3_000)), max_size=4),
+)
+@example(watts=1_400, max_range_uj=None, stalls={15: (0, 350)})
+@example(watts=500, max_range_uj=INTEL_RANGE_UJ, stalls={15: (0, 495)})
+def test_what_a_slow_sweep_reads_is_all_counted(
+    watts: int, max_range_uj: int | None, stalls: dict[int, tuple[int, int]]
+) -> None:
+    """D-13: a rise is not implausible because the sweep before or after it took long, on either side of the reading."""
+    clock = ManualClock()
+    reader = StallingReader(clock, watts, max_range_uj, stalls)
+    sampler = over(reader, Path("/nonexistent"), clock)
+    energy_uj = closed_uj = 0
+    for _ in range(40):
+        clock.advance(100 * MS)
+        tick = sampler.sample()
+        if tick is not None:
+            assert tick.gaps == ()
+            energy_uj, closed_uj = energy_uj + tick.energy_uj["only"], reader.values[-1]
+    assert energy_uj == closed_uj - reader.values[0]
+
+
+def test_a_reading_is_of_the_instant_it_was_begun(tmp_path: Path) -> None:
+    """A thread that waits for the interpreter once it has read does not stretch the window over what came after."""
+    clock = ManualClock()
+    reader = StallingReader(clock, 150, INTEL_RANGE_UJ, {5: (0, 6_000), 11: (0, 2_500)})
+    sampler = over(reader, tmp_path, clock)
+    ticks = []
+    for _ in range(40):
+        clock.advance(100 * MS)
+        ticks += [tick for tick in [sampler.sample()] if tick is not None]
+    assert len(ticks) > 1
+    assert [tick.energy_uj["only"] * 1_000 for tick in ticks] == [150 * (tick.end_ns - tick.start_ns) for tick in ticks]
 
 
 def test_nothing_finer_than_a_second_is_published(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ def test_what_comes_out_is_what_went_in(ticks: list[Tick], most: int) -> None:
         assert [[*tick.container_cpu_ns] for tick in out] == [
             [*tick.container_cpu_ns] for tick in kept if tick.seq > after
         ]
+    energy = [(tick.start_ns, tick.end_ns, tick.energy_uj, tick.gaps) for tick in kept]
+    assert [*ring.touching(-(2**62), 2**62)] == energy
     ring.clear()
     assert ([*ring.above(0)], ring.last) == ([], None)
 
@@ -57,9 +59,13 @@ def test_those_that_a_window_touches() -> None:
     ring = TickRing(4)
     for seq in range(1, 7):
         ring.append(Tick(seq, seq * S, (seq + 1) * S, {"package-0": seq}))
-    assert [tick.seq for tick in ring.touching(4 * S, 6 * S)] == [4, 5]
-    assert [tick.seq for tick in ring.touching(4 * S - 1, 6 * S + 1)] == [3, 4, 5, 6]
-    assert [tick.seq for tick in ring.touching(0, 3 * S)] == []
+
+    def found(start_ns: int, end_ns: int) -> list[int]:
+        return [tick.energy_uj["package-0"] for tick in ring.touching(start_ns, end_ns)]
+
+    assert found(4 * S, 6 * S) == [4, 5]
+    assert found(4 * S - 1, 6 * S + 1) == [3, 4, 5, 6]
+    assert found(0, 3 * S) == []
 
 
 def test_a_busy_nodes_ring_is_small() -> None:
