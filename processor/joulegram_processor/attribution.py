@@ -189,11 +189,11 @@ def attribute_in_python(store: EnergyStore, claimed: dict[int, Claims], spans: C
         for scope in sorted(mine):
             _divide(store, claimed, scope, spans, mine[scope], others.get(scope, NOBODY))
         return
+    first, last = min(spans.starts, default=0), max(spans.ends, default=0)
     for scope, wanted in by_scope.items():
         if not wanted:
             continue
         taken = claimed.setdefault(scope, Claims())
-        first, last = min(piece[0] for piece in wanted), max(piece[1] for piece in wanted)
         contested = _contested(taken, others.get(scope, NOBODY), first, last)
         gone = IntervalSet((*taken.reaching(first), *contested)) if contested else taken
         until = gone.until

@@ -23,7 +23,8 @@ Procedure, for one scope:
        spans that are innermost: a command that a span waits for runs on no thread of its own. What remains is left.
     4. Round: as in attribution.py, step 6. Per slab, what is left is what was available less what was given, where the
        given is cut by rounding its running sum.
-    5. Claim the time, and keep what is left.
+    5. Claim the time, and keep what is left; where a span beside is open nothing is kept too, so that it is seen later
+       that it had been there.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from joulegram_processor import native
 from joulegram_processor.claims import part_of
-from joulegram_processor.intervals import Interval, union
+from joulegram_processor.intervals import Interval, IntervalSet, union
 from joulegram_processor.rows import ZERO, Triple, cut
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ HALF = ONE >> 1
 
 MAX_CUTS = 500
 """Of one scope in one settlement; where more boundaries are, so many evenly over the time of the spans beside."""
+
+MAX_STRETCHES = 2_000
+"""Beside those, how many stretches in which any span beside is open are told from what lies between them."""
 
 Part = tuple[int, int, int, int | None]
 """A span for some time in a scope: start, end, index, and weight in units of 2**-32; None where it says no CPU time,
@@ -125,11 +129,13 @@ class ScopeCpu:
 
 
 def slabs_of(store: EnergyStore, scope: int, claims: Claims, busy: Iterable[Interval]) -> list[Slab]:
-    """Step 2; slabs in which nothing is available are left out."""
+    """Step 2; ticks without energy are left out."""
     found: list[Slab] = []
     for low, high in busy:
         for row in store.overlapping(low, high):
             start, end, pot = max(low, row.start_ns), min(high, row.end_ns), row.pot(scope)
+            if not any(pot):
+                continue
             below, spent = row.below_ns.get(scope, 0), row.cpu_ns.get(scope, 0)
             for free in claims.left(start, end):
                 whole = cut(row, pot, *free)
@@ -140,9 +146,8 @@ def slabs_of(store: EnergyStore, scope: int, claims: Claims, busy: Iterable[Inte
                 Slab(begin, until, cut(row, pot, begin, until), left, ZERO)
                 for begin, until, left in claims.left_within(start, end)
             ]
-    slabs = [slab for slab in found if slab.available != ZERO]
-    slabs.sort()
-    return slabs
+    found.sort()
+    return found
 
 
 def share(
@@ -302,21 +307,47 @@ def divide(
         Microjoules by kind, in the order of `order`.
     """
     busy = union([part[:2] for part in (*mine[0], *mine[1])])
-    slabs = slabs_of(store, scope, claims, busy)
-    known = (*beside[0], *beside[1])
-    if slabs and known:
-        # What is left is kept by slab, as if spread evenly: none may be longer than what is open stays the same.
-        first, last = min(part[0] for part in known), max(part[1] for part in known)
-        instants = {edge for part in (*mine[0], *mine[1], *known) for edge in part[:2] if first <= edge <= last}
-        if len(instants) > MAX_CUTS:
-            first, last = max(first, busy[0][0]), min(last, busy[-1][1])
-            instants = {first + (last - first) * at // MAX_CUTS for at in range(MAX_CUTS)}
-        slabs = cut_at(slabs, instants)
+    waiting = union([part[:2] for part in (*beside[0], *beside[1])])
+    # Where nothing is left of what one of these asks for, it was too little to be counted.
+    awaited = IntervalSet(part[:2] for parts in beside for part in parts if part[3] not in (0, STAND_BY))
+    slabs = [
+        slab
+        for slab in slabs_of(store, scope, claims, busy)
+        if slab.available != ZERO or awaited.touches(slab.start, slab.end)
+    ]
+    if slabs and waiting:
+        slabs = cut_at(slabs, _instants(mine, beside, busy, waiting))
     shares = [share(slabs, mine[at], order, kind, beside[at]) for kind, at in enumerate((0, 0, 1))]
     left: list[Leftover] = []
     for slab, cpu, dram, gpu in zip(slabs, *(given for _, given in shares), strict=True):
         available = slab.available
-        left.append((slab.start, slab.end, (available[0] - cpu, available[1] - dram, available[2] - gpu)))
+        rest = (available[0] - cpu, available[1] - dram, available[2] - gpu)
+        if rest != ZERO or awaited.touches(slab.start, slab.end):
+            left.append((slab.start, slab.end, rest))
     claims.keep(busy, left)
     claims.give(busy, store.watermark_ns)
     return tuple(gains for gains, _ in shares)
+
+
+def _instants(
+    mine: tuple[list[Part], list[Part]],
+    beside: tuple[list[Part], list[Part]],
+    busy: list[Interval],
+    waiting: list[Interval],
+) -> set[int]:
+    """Where slabs are cut: what is left is kept by slab, as if spread evenly, so what is open in one stays the same.
+
+    Where that is too often, it changes among the spans beside. But a slab still ends where they do: what is left for
+    them in time in which none of them is open, none of them would find.
+    """
+    first, last = waiting[0][0], waiting[-1][1]
+    parts = (*mine[0], *mine[1], *beside[0], *beside[1])
+    instants = {edge for part in parts for edge in part[:2] if first <= edge <= last}
+    if len(instants) <= MAX_CUTS:
+        return instants
+    first, last = max(first, busy[0][0]), min(last, busy[-1][1])
+    instants = {first + (last - first) * at // MAX_CUTS for at in range(MAX_CUTS)}
+    ends = [end for _, end in waiting[:-1]]
+    starts = [start for start, _ in waiting[1:]]
+    between = sorted(zip(ends, starts, strict=True), key=lambda gap: gap[0] - gap[1])  # the widest first
+    return instants.union((first, last), *between[: MAX_STRETCHES - 1])

@@ -1,7 +1,8 @@
 """The time of a scope that was given to spans, and what was left over of it.
 
 Invariants:
-    * leftovers lie inside the time given, sorted and disjoint; time given without one has nothing left;
+    * leftovers lie inside the time given, sorted and disjoint; time given without one has nothing left; one of nothing
+      says that a span which waits is known to have been open there;
     * a leftover is cut by flooring a cumulative count, so that its parts add up to it, to the microjoule.
 """
 
@@ -11,7 +12,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from joulegram_processor.intervals import IntervalSet, subtract
-from joulegram_processor.rows import ZERO, Triple
+from joulegram_processor.rows import Triple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -57,8 +58,7 @@ class Claims(IntervalSet):
             for item in self.leftovers[first:last]
             for window in subtract(item[0], item[1], windows)
         ]
-        new = [item for item in (*outside, *leftovers) if item[2] != ZERO]
-        self.leftovers[first:last] = sorted(new)
+        self.leftovers[first:last] = sorted((*outside, *leftovers))
         if len(self.leftovers) > MAX_LEFTOVERS:
             self._join_old()
 

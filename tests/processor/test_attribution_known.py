@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from joulegram_processor import native
 from joulegram_processor.attribution import Columns, attribute
-from joulegram_processor.attribution_cpu import MAX_CUTS
-from processor.test_attribution import Spec, by_number, columns, store_of, ticks, trees
+from joulegram_processor.attribution_cpu import MAX_CUTS, MAX_STRETCHES
+from processor.compiled import COMPILED
+from processor.test_attribution import Spec, by_number, columns, key, store_of, ticks, trees
 from simulators.traces import tick
 
 if TYPE_CHECKING:
+    import pytest
+
     from joulegram_pipeline.energy import Tick
     from joulegram_processor.claims import Claims
 
@@ -58,8 +62,8 @@ def test_who_is_settled_first_is_nothing(made: list[Tick], spans: list[Spec], da
     together, _ = settled(made, spans, [list(range(len(spans)))], {})
     apart, _ = settled(made, spans, groups, {})
     most = len(groups) * (len(made) + 2 * len(spans) + 1)
-    for key, own in together.items():
-        assert all(abs(own[kind] - apart[key][kind]) <= most for kind in KINDS)
+    for name, own in together.items():
+        assert all(abs(own[kind] - apart[name][kind]) <= most for kind in KINDS)
     for kind in KINDS:
         assert sum(own[kind] for own in apart.values()) == sum(own[kind] for own in together.values())
 
@@ -156,3 +160,71 @@ def test_more_that_wait_than_time_is_cut_for_share_what_there_is() -> None:
     assert sum(own[0] for own in found.values()) + left == 2 * 10**9
     assert left < 10**6
     assert all(abs(own[0] - together[key][0]) <= together[key][0] // 20 for key, own in found.items())
+
+
+def test_few_of_many_that_wait_get_what_lies_where_they_are_open() -> None:
+    """Steps of 2 ms, far apart beside a long job: however many boundaries they have, each has half of its 2 ms."""
+    for count in (MAX_CUTS // 2 - 1, MAX_CUTS, MAX_STRETCHES):
+        made = [tick(1, 0, 10**6, cpu_uj=10**7)]
+        width = 10**6 // count
+        spans: list[Spec] = [(0, 10**6, None, 0)]
+        spans += [(at * width + 100, 200, None, 0) for at in range(count)]
+        found, claimed = settled(made, spans, [[0], [*range(1, count + 1)]], {})
+        assert [own[0] for own in found.values()] == [10**7 - 1_000 * count] + [1_000] * count
+        assert all(not times.leftovers for times in claimed.values())
+
+
+def test_of_more_that_wait_the_widest_gaps_between_are_kept() -> None:
+    """Beyond `MAX_STRETCHES` those closest to each other are one, which costs them what lies between."""
+    count = 2 * MAX_STRETCHES
+    made = [tick(1, 0, count * 1_000, cpu_uj=count * 10_000)]
+    # In pairs, the two of a pair a hundredth of their length apart.
+    spans: list[Spec] = [(0, count * 1_000, None, 0)]
+    spans += [(at // 2 * 2_000 + at % 2 * 404, 400, None, 0) for at in range(count)]
+    found, _ = settled(made, spans, [[0], [*range(1, count + 1)]], {})
+    assert found.pop(key(0))[0] == count * 8_000
+    assert all(2_000 * 0.98 < own[0] <= 2_000 for own in found.values())
+
+
+def test_who_waited_and_has_less_than_a_microjoule_is_not_late() -> None:
+    """A third of a thousandth of 100 uJ rounds to nothing; that it was known is kept. A stranger is late."""
+    made = [tick(1, 0, 1000, cpu_uj=100), tick(2, 1000, 2000, cpu_uj=100)]
+    spans: list[Spec] = [(0, 1000, None, 0), (500, 1, None, 0), (500, 1, None, 0)]
+    store = store_of(made)
+    claimed: dict[int, Claims] = {}
+    attribute(store, claimed, columns(spans, [0]), columns(spans, [1, 2]))
+    for number, beside in ((1, [2]), (2, [])):
+        known = columns(spans, [number])
+        attribute(store, claimed, known, columns(spans, beside))
+        assert (known.own[0], known.late) == ([0], set())
+    stranger = columns([(500, 1, None, 0), (400, 10, None, 0)], [0, 1])
+    attribute(store, claimed, stranger)
+    assert stranger.late == {0, 1}
+
+
+def test_who_waits_and_spent_nothing_keeps_nobodys_place() -> None:
+    """A span that says it had no CPU time asks for nothing: who comes later beside it is late."""
+    spans: list[Spec] = [LONG, LONG, SHORT]
+    store = store_of(TWO_SECONDS)
+    claimed: dict[int, Claims] = {}
+    attribute(store, claimed, columns(spans, [0]), with_cpu(spans, [1], {1: 0}))
+    late = columns(spans, [2])
+    attribute(store, claimed, late)
+    assert (late.own[0], late.late) == ([0], {0})
+
+
+@COMPILED
+def test_compiled_or_not_each_scope_is_told_apart_as_finely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long span of the node does not change to whom a process's microjoules are rounded, nor does a compiler."""
+    made = [tick(1, 0, 6400, cpu_uj=1_000_003, busy_ns=6400, total_ns=6400, processes={7: 3200})]
+    spans: list[Spec] = [(0, 6400, None, 0), *((at, 100 - 3 * at, None, 7) for at in range(3))]
+    waiting: list[Spec] = [*spans, (10, 2, None, 7), (50, 2, None, 7)]
+    found = []
+    for loaded in (native.LOADED, None):
+        monkeypatch.setattr(native, "LOADED", loaded)
+        store = store_of(made)
+        claimed: dict[int, Claims] = {}
+        own = columns(spans, [0, 1, 2, 3])
+        attribute(store, claimed, own, columns(waiting, [4, 5]))
+        found.append((own.own, {scope: times.dump() for scope, times in claimed.items()}))
+    assert found[0] == found[1]
