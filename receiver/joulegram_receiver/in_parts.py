@@ -2,6 +2,7 @@
 
 Invariants:
     * what parses whole passes, and what does not is refused with the same words;
+    * a piece is parsed as deep in the request as it lies, as protobuf bounds how deep messages nest;
     * no more than a piece is ever parsed at once, but where there are no inner messages to go by.
 """
 
@@ -42,12 +43,11 @@ def holds_something(signal: Signal, payload: bytes, piece_bytes: int = PIECE_BYT
     Raises:
         WireError: the bytes are not such a request.
     """
-    number = signal.request.DESCRIPTOR.fields_by_name[signal.envelope].number
     try:
         found = False
-        for top, kind, begin, end in _pieces(signal.request, payload, piece_bytes):
-            message = parse(kind, payload[begin:end])
-            found = found or top == number or (top == 0 and bool(getattr(message, signal.envelope)))
+        for path, begin, end in _pieces(signal.request, payload, piece_bytes):
+            message = parse(signal.request, _within(path, payload[begin:end]))
+            found = found or bool(getattr(message, signal.envelope))
     except (_UnclearError, DecodeError):
         return bool(getattr(signal.parse(payload), signal.envelope))
     return found
@@ -58,16 +58,27 @@ def parse(kind: Any, piece: bytes) -> Any:
     return kind.FromString(piece)
 
 
-def _pieces(request: Any, data: bytes, piece_bytes: int) -> Iterator[tuple[int, Any, int, int]]:
-    """The field of the request that a piece lies in (0 for fields of its own), its class, begin and end."""
-    # Of each message begun: that field, its class, the begin of what was not given yet, and its end.
-    stack: list[tuple[int, Any, int, int]] = [(0, request, 0, len(data))]
+Fields = tuple[int, ...]
+"""The fields that a piece lies in, the outermost first: of the request, of its resource, of its scope."""
+
+
+def _within(path: Fields, piece: bytes) -> bytes:
+    """The piece as the only content of these fields."""
+    for number in reversed(path):
+        piece = _encoded(number << 3 | _BYTES) + _encoded(len(piece)) + piece
+    return piece
+
+
+def _pieces(request: Any, data: bytes, piece_bytes: int) -> Iterator[tuple[Fields, int, int]]:
+    """Each piece: the fields it lies in, its begin and its end."""
+    # Of each message begun: the fields it lies in, its class, the begin of what was not given yet, and its end.
+    stack: list[tuple[Fields, Any, int, int]] = [((), request, 0, len(data))]
     at = fields = 0
     while stack:
-        top, kind, start, end = stack.pop()
+        path, kind, start, end = stack.pop()
         if at == end or fields >= _MAX_FIELDS:
             if start < end:
-                yield top, kind, start, end
+                yield path, start, end
             at = end
             continue
         fields += 1
@@ -75,15 +86,15 @@ def _pieces(request: Any, data: bytes, piece_bytes: int) -> Iterator[tuple[int, 
         number, is_message, content, at = _field(kind, data, at, end)
         if is_message and at - content > piece_bytes and len(stack) < _MAX_LEVEL:
             if start < begin:
-                yield top, kind, start, begin
+                yield path, start, begin
             inner = GetMessageClass(kind.DESCRIPTOR.fields_by_number[number].message_type)
-            stack += [(top, kind, at, end), (top or number, inner, content, at)]
+            stack += [(path, kind, at, end), ((*path, number), inner, content, at)]
             at = content
         elif at - start >= piece_bytes:
-            yield top, kind, start, at
-            stack.append((top, kind, at, end))
+            yield path, start, at
+            stack.append((path, kind, at, end))
         else:
-            stack.append((top, kind, start, end))
+            stack.append((path, kind, start, end))
 
 
 def _field(kind: Any, data: bytes, at: int, end: int) -> tuple[int, bool, int, int]:
@@ -118,3 +129,13 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
     raise _UnclearError
+
+
+def _encoded(number: int) -> bytes:
+    """As a varint."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

@@ -33,6 +33,8 @@ class Groups(Generic[Item]):
         self._usual = 1
         self._wanted = 0
         """How many items the sleeper is woken for; 0 where nobody sleeps."""
+        self._roused = False
+        """Somebody called `rouse` while nobody slept: who sleeps next had looked at the time before that."""
         self._wake = Lock()
         self._wake.acquire()
 
@@ -43,10 +45,12 @@ class Groups(Generic[Item]):
             self._rouse()
 
     def rouse(self) -> None:
-        """Have who waits in `take` go on with what is there."""
+        """Have who waits in `take`, or is about to, go on with what is there."""
         with self.lock:
             if self._wanted:
                 self._rouse()
+            else:
+                self._roused = True
 
     def close(self) -> None:
         """No more will come; what is there is still taken."""
@@ -71,7 +75,8 @@ class Groups(Generic[Item]):
     def _sleep_until(self, number: int, timeout_s: float | None) -> None:
         """Until so many are there, nothing more will come, or the time is over."""
         with self.lock:
-            if len(self._items) >= number or not self._is_open:
+            roused, self._roused = self._roused, False
+            if roused or len(self._items) >= number or not self._is_open:
                 return
             self._wanted = number
         if self._wake.acquire(timeout=-1 if timeout_s is None else timeout_s):

@@ -8,35 +8,55 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
-from joulegram_pipeline.errors import StorageError
+from joulegram_pipeline.errors import JoulegramError
 from joulegram_sink.ledger_format import FIRST_SEGMENT
 from joulegram_sink.ledger_tail import read_tail
 from joulegram_sink.outbox_items import NOTHING
-from joulegram_sink.outbox_positions import stored_positions
+from joulegram_sink.outbox_positions import stored_position
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
-def positions(data_dir: Path) -> dict[str, int | None]:
-    """The lsn of the record each made its last output from, `snapshot`: of the first it would read; None: of none yet.
+def positions(data_dir: Path) -> tuple[dict[str, int | None], dict[str, str]]:
+    """How far each has come, and of whom it cannot be said, with the reason; who has no file yet is in neither.
 
-    Raises:
-        StorageError: a file is there and cannot be read.
+    Returns:
+        The lsn of the record each made its last output from, `snapshot`: of the first it would read; None: of none yet.
     """
+    sources: dict[str, Callable[[], int | None]] = {
+        "snapshot": partial(_of_snapshot, data_dir / "state" / "machine.json"),
+        "ledger": partial(_of_ledger, data_dir / "ledger" / "telemetry" / FIRST_SEGMENT),
+    }
+    outbox = data_dir / "outbox" / "positions"
+    paths = sorted(outbox.iterdir()) if outbox.is_dir() else []
+    sources |= {f"upstream {path.name}": partial(_of_upstream, path) for path in paths}
     found: dict[str, int | None] = {}
-    try:
-        snapshot, ledger = data_dir / "state" / "machine.json", data_dir / "ledger" / "telemetry" / FIRST_SEGMENT
-        if snapshot.is_file():
-            found["snapshot"] = int(json.loads(snapshot.read_bytes())["position"])
-        if ledger.is_file():
-            with ledger.open("rb") as file:
-                tail = read_tail(file.fileno(), os.fstat(file.fileno()).st_size)
-            found["ledger"] = None if tail is None or tail.pos is None else tail.pos[0]
-        for name, pos in sorted(stored_positions(data_dir / "outbox" / "positions").items()):
-            found[f"upstream {name}"] = None if pos == NOTHING else pos[0]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"positions in {str(data_dir)!r} cannot be read: {type(error).__name__}: {error}") from error
-    return found
+    unreadable: dict[str, str] = {}
+    for name, read in sources.items():
+        try:
+            found[name] = read()
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError, JoulegramError) as error:
+            unreadable[name] = f"{type(error).__name__}: {error}"
+    return found, unreadable
+
+
+def _of_snapshot(path: Path) -> int:
+    return int(json.loads(path.read_bytes())["position"])
+
+
+def _of_ledger(path: Path) -> int | None:
+    with path.open("rb") as file:
+        tail = read_tail(file.fileno(), os.fstat(file.fileno()).st_size)
+    return None if tail is None or tail.pos is None else tail.pos[0]
+
+
+def _of_upstream(path: Path) -> int | None:
+    pos = stored_position(path)
+    return None if pos == NOTHING else pos[0]

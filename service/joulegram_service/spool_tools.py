@@ -59,6 +59,7 @@ class SpoolReport:
         tail_bytes: behind the last whole record: torn, or being written at this moment.
         quarantined: files kept aside so far.
         positions: how far the engine's snapshot, the ledger and each destination have come; see `positions`.
+        unreadable: of those, whose position cannot be read, and why.
     """
 
     directory: str
@@ -74,6 +75,7 @@ class SpoolReport:
     tail_bytes: int = 0
     quarantined: int = 0
     positions: dict[str, int | None] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -105,6 +107,7 @@ class SpoolReport:
         lines.append(f"kept aside before: {self.quarantined} files")
         stands = ", ".join(f"{name} {'none' if lsn is None else lsn}" for name, lsn in self.positions.items())
         lines.append(f"positions: {stands or 'none'}")
+        lines += [f"  {name}: cannot be read: {why}" for name, why in self.unreadable.items()]
         return "\n".join(lines)
 
 
@@ -158,7 +161,7 @@ def inspect(directory: Path) -> SpoolReport:
         report.bytes += size
         report.damaged += each.damaged
     report.records = dict(kinds)
-    report.positions = positions(spool.parent)
+    report.positions, report.unreadable = positions(spool.parent)
     return report
 
 

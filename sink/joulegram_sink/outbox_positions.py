@@ -85,15 +85,13 @@ class PositionFile:
         os.close(self._fd)
 
 
-def stored_positions(directory: Path) -> dict[str, Pos]:
-    """What stands in the files of a directory, by destination; none where there is no directory. Changes nothing.
+def stored_position(path: Path) -> Pos:
+    """What stands in a destination's file. Changes nothing.
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: it cannot be read.
     """
-    if not directory.is_dir():
-        return {}
-    return {path.name: _parse(path.read_bytes()) for path in directory.iterdir() if path.is_file()}
+    return _parse(path.read_bytes())
 
 
 def open_positions(directory: Path, names: set[str], log_end: Pos) -> tuple[dict[str, PositionFile], dict[str, Pos]]:
@@ -117,7 +115,7 @@ def open_positions(directory: Path, names: set[str], log_end: Pos) -> tuple[dict
     opened: dict[str, PositionFile] = {}
     gone: dict[str, Pos] = {}
     try:
-        known = stored_positions(directory)
+        known = {path.name: stored_position(path) for path in directory.iterdir() if path.is_file()}
         start = max([log_end, *known.values()]) if known else NOTHING
         for name in sorted(names):
             opened[name] = PositionFile(directory / name, start)

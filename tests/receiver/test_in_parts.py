@@ -105,6 +105,23 @@ def test_the_verdict_is_that_of_the_whole(case: str, piece_bytes: int) -> None:
     assert 0 < refused < 300
 
 
+def deep(levels: int) -> bytes:
+    """A request whose first metric has a value in so many arrays, in front of others."""
+    value = field(1, b"x")
+    for _ in range(levels):
+        value = field(5, field(1, value))
+    metric = field(2, field(1, b"m") + field(12, field(1, b"k") + field(2, value)))
+    return field(1, field(2, metric + field(2, field(2, b"d" * 500)) * 3))
+
+
+def test_what_nests_too_deep_does_so_in_parts_too() -> None:
+    """Protobuf takes a hundred levels: what the upstream could not parse is refused here, however it was checked."""
+    verdicts = [verdict(METRICS, deep(levels)) for levels in range(40, 52)]
+    assert {type(each) for each in verdicts} == {bool, str}
+    for piece_bytes in (16, 256, 1024):
+        assert [verdict_in_parts(METRICS, deep(levels), piece_bytes) for levels in range(40, 52)] == verdicts
+
+
 LARGE: dict[str, tuple[Signal, bytes]] = {
     "logs": (LOGS, logs(40_000, 100)),
     "metrics": (METRICS, metrics(40_000)),

@@ -189,6 +189,13 @@ def test_trouble_ends_with_the_first_write_that_works(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_who_is_roused_before_it_sleeps_does_not_sleep() -> None:
+    """It had looked at the time before: who was in a hurry meanwhile is not left to the end of an interval."""
+    groups: Groups[int] = Groups()
+    groups.rouse()
+    assert groups.take() == []
+
+
 def test_one_alone_is_taken_at_once_and_a_crowd_waits_for_its_like() -> None:
     """Nothing waits for company that never came; where groups are large, the next one is waited for, not for long."""
     groups: Groups[int] = Groups(company_s=0.05)

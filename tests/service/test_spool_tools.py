@@ -28,6 +28,7 @@ from joulegram_service.config_file import load_config, validated
 from joulegram_service.config_spool import SpoolConfig
 from joulegram_service.sidecar import Sidecar
 from joulegram_service.spool_tools import inspect
+from joulegram_sink.ledger_format import FIRST_SEGMENT
 from simulators.ports import free_port
 from simulators.sidecar import wait_until
 from simulators.traces import request, span
@@ -169,6 +170,22 @@ def test_inspect_shows_how_far_each_has_come(tmp_path: Path) -> None:
         if path.is_dir() and path.name != "spool":
             shutil.rmtree(path)
     assert "positions: none" in joulegram_spool("inspect", spool)
+
+
+def test_what_stands_beside_a_spool_and_cannot_be_read_is_said(data: Path) -> None:
+    """The report of the spool itself is as ever: it is wanted most where something is broken."""
+    (data / "state").mkdir()
+    (data / "state" / "machine.json").write_text('{"posi')
+    (data / "ledger" / "telemetry" / FIRST_SEGMENT).mkdir(parents=True)
+    (data / "outbox" / "positions").mkdir(parents=True)
+    (data / "outbox" / "positions" / "torn").write_bytes(b"\x00")
+    report = json.loads(joulegram_spool("inspect", "--json", data))
+    assert (report["ok"], report["records"]["traces"]) == (True, 2)
+    assert report["positions"] == {"upstream torn": None}
+    assert [why.partition(":")[0] for why in report["unreadable"].values()] == ["JSONDecodeError", "IsADirectoryError"]
+    text = joulegram_spool("inspect", data)
+    assert "  snapshot: cannot be read: JSONDecodeError: " in text
+    assert joulegram_spool("repair", "--dry-run", data) == "nothing to do\n"
 
 
 def test_a_tail_alone_is_no_damage(data: Path) -> None:
