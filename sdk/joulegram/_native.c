@@ -28,6 +28,7 @@ static PyMemberDef state_members[] = {
     {"since_ns", T_LONGLONG, offsetof(State, since_ns), 0, NULL},
     {"until_ns", T_LONGLONG, offsetof(State, until_ns), 0, NULL},
     {"ahead_ns", T_LONGLONG, offsetof(State, ahead_ns), 0, NULL},
+    {"forks", T_LONGLONG, offsetof(State, forks), READONLY, NULL},
     {"in_step", T_BOOL, offsetof(State, in_step), 0, NULL},
     {"joined_step", T_BOOL, offsetof(State, joined_step), 0, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -70,7 +71,7 @@ static int fill(PyObject *module) {
     types->watch = PyType_FromModuleAndSpec(module, &native_watch_spec, NULL);
     if (types->state == NULL || types->watch == NULL) return -1;
     if (PyModule_AddType(module, (PyTypeObject *)types->watch) < 0) return -1;
-    return PyModule_AddIntConstant(module, "VERSION", 1);
+    return PyModule_AddIntConstant(module, "VERSION", 2);
 }
 
 static int traverse(PyObject *module, visitproc visit, void *arg) {

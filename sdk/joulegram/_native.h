@@ -15,13 +15,14 @@
 typedef struct {
     PyObject_HEAD
     PyObject *context, *span;
-    long long since_ns, until_ns, ahead_ns;
+    long long since_ns, until_ns, ahead_ns, forks;
     char in_step, joined_step;
 } State;
 
-/* The types of the module, which each interpreter has for itself. */
+/* The types of the module, which each interpreter has for itself, and how many forks lie behind its process. */
 typedef struct {
     PyObject *state, *watch;
+    long long forks;
 } Types;
 
 extern PyType_Spec native_watch_spec;

@@ -64,10 +64,13 @@ static int done(PyObject *result) {
 
 static int is_state(Watch *self, PyObject *object) { return (PyObject *)Py_TYPE(object) == self->parts[STATE_TYPE]; }
 
+static long long *forks(Watch *self) { return &((Types *)PyType_GetModuleState(Py_TYPE((PyObject *)self)))->forks; }
+
 /* A new state for the calling thread. The interpreter's dictionary of the thread keeps it and goes with the thread. */
 static State *begin_thread(Watch *self) {
     PyObject *kept = PyThreadState_GetDict();
     State *state = kept == NULL ? (State *)PyErr_NoMemory() : native_make((PyTypeObject *)self->parts[STATE_TYPE]);
+    if (state != NULL) state->forks = *forks(self);
     if (state != NULL && PyDict_SetItem(kept, self->parts[STATE], (PyObject *)state) < 0) Py_CLEAR(state);
     return state;
 }
@@ -226,6 +229,7 @@ static PyObject *watch_state(Watch *self, PyObject *none) {
 static PyObject *watch_forget(Watch *self, PyObject *none) {
     (void)none;
     if (done(PyObject_CallNoArgs(self->parts[BEGIN_ANEW])) < 0) return NULL;
+    *forks(self) += 1;
     State *state = begin_thread(self);
     if (state == NULL) return NULL;
     Py_DECREF(state);
@@ -300,7 +304,8 @@ static PyObject *watch_end(Watch *self, PyObject *span) {
     if ((here = PyObject_CallNoArgs(self->parts[GET])) == NULL) goto end;
     if ((active = innermost(self, here)) == NULL) goto end;
     others = PyObject_GetAttr(span, self->parts[OTHERS]);
-    if (others == Py_None && active != span && is_state(self, owner) && ((State *)owner)->span != span)
+    if (others == Py_None && active != span && is_state(self, owner) && ((State *)owner)->span != span &&
+        ((State *)owner)->forks == *forks(self))
         result = PyObject_GetAttr(span, self->parts[OWN_NS]);
     if (result == NULL) {
         PyErr_Clear(); /* somebody took it away */

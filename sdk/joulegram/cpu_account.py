@@ -35,18 +35,20 @@ class ThreadState:
         since_ns: the thread's CPU time at that change.
         until_ns: by the wall clock, how long that stands for the thread's own.
         ahead_ns: what is added to the wall clock until then.
+        forks: how many lay behind the process when the state was made; with another number it is of a parent's thread.
         in_step: an event loop that is followed runs one of its steps.
         joined_step: that step had begun before anybody followed, so its end will not be seen.
     """
 
-    __slots__ = ("ahead_ns", "context", "in_step", "joined_step", "since_ns", "span", "until_ns")
+    __slots__ = ("ahead_ns", "context", "forks", "in_step", "joined_step", "since_ns", "span", "until_ns")
 
-    def __init__(self) -> None:
+    def __init__(self, forks: int = 0) -> None:
         self.context: Mapping[str, object] | None = None
         self.span: Any = None
         self.since_ns = 0
         self.until_ns = 0
         self.ahead_ns = 0
+        self.forks = forks
         self.in_step = False
         self.joined_step = False
 
@@ -54,21 +56,21 @@ class ThreadState:
 _making_others = threading.Lock()
 
 
-def total_ns(span: Any) -> int | None:
-    """Nanoseconds in all; None if it was never innermost, is so still, or was so unseen."""
+def total_ns(span: Any, forks: int) -> int | None:
+    """Nanoseconds in all; None if it was never innermost, is so still, was so unseen, or began before so many forks."""
     try:
         owner, others = span._joulegram_owner, span._joulegram_others
         own_ns: int | None = span._joulegram_own_ns
-    except AttributeError:
+        if owner is None or owner.span is span or owner.forks != forks:
+            return None
+        if others is None:
+            return own_ns
+        spent: list[tuple[ThreadState, int]] = list(others.items())
+        if any(state.span is span for state, _ in spent):
+            return None
+        return (own_ns or 0) + sum(spent_ns for _, spent_ns in spent)
+    except (AttributeError, TypeError):
         return None
-    if owner is None or owner.span is span:
-        return None
-    if others is None:
-        return own_ns
-    spent: list[tuple[ThreadState, int]] = list(others.items())
-    if any(state.span is span for state, _ in spent):
-        return None
-    return (own_ns or 0) + sum(spent_ns for _, spent_ns in spent)
 
 
 def leave(state: ThreadState, span: Any, now_ns: int) -> None:

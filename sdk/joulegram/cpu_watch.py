@@ -34,8 +34,11 @@ SHORT_NS = 50_000
 class _Threads(threading.local):
     """The calling thread's state; made when a thread first asks."""
 
+    forks = 0
+    """How many lie behind this process; the same for all threads."""
+
     def __init__(self) -> None:
-        self.state = ThreadState()
+        self.state = ThreadState(_Threads.forks)
 
 
 _THREADS = _Threads()
@@ -48,7 +51,7 @@ def closed(watch: AnyWatch, here: Mapping[str, object], span: Any) -> int | None
         # From here on the time is nobody's, although its context is not left yet.
         watch.change(state, here, here)
         state.span = None
-    return total_ns(span)
+    return total_ns(span, state.forks)
 
 
 class AnyWatch(Protocol):
@@ -126,7 +129,8 @@ class Watch:
 
     def forget(self) -> None:
         begin_anew()
-        _THREADS.state = ThreadState()
+        _Threads.forks += 1
+        _THREADS.state = ThreadState(_Threads.forks)
 
     def attach(self, context: Any, /) -> Token[Any]:
         state = _THREADS.state
@@ -195,7 +199,12 @@ class Watch:
             if owner is None:
                 return None
             here = self._get()
-            if span._joulegram_others is None and owner.span is not span and here.get(self.key) is not span:
+            if (
+                span._joulegram_others is None
+                and owner.span is not span
+                and here.get(self.key) is not span
+                and owner.forks == _Threads.forks
+            ):
                 own_ns: int | None = span._joulegram_own_ns
                 return own_ns
         except AttributeError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-_VERSION = 1
+_VERSION = 2
 """Of the signatures in _native.pyi: a module that another version of joulegram left here is not called."""
 
 try:

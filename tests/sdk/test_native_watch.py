@@ -250,6 +250,9 @@ def _put(name: str, value: object) -> Callable[[Any], None]:
     [
         (_delete("_joulegram_owner"), None),
         (_put("_joulegram_owner", None), None),
+        (_put("_joulegram_owner", "nobody"), None),
+        (_put("_joulegram_others", 7), None),
+        (_put("_joulegram_others", {"nobody": 7}), None),
         (_put("_joulegram_own_ns", 2**80), 2**80),
         (_put("_joulegram_own_ns", True), 1),
         (_put("_joulegram_others", {}), 0),

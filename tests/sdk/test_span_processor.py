@@ -255,6 +255,32 @@ def test_a_fork_starts_anew(spans: Spans) -> None:
     assert abs(parent_ns - spent_ns) <= SLACK_NS
 
 
+def test_in_a_forked_child_what_began_before_has_no_figure(spans: Spans) -> None:
+    """Innermost at the fork, around that, or left before it: the parent's time is told by the parent alone."""
+    read, write = os.pipe()
+    left = spans.tracer.start_span("left")
+    with trace.use_span(left):
+        burn(5)
+    with spans.tracer.start_as_current_span("outer"):
+        burn(5)
+        with spans.tracer.start_as_current_span("inner"):
+            pid = os.fork()
+        burn(5)
+    left.end()
+    if pid == 0:
+        with spans.tracer.start_as_current_span("child"):
+            burn(5)
+        os.write(write, repr(spans.cpu_ns()).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        inside = eval(pipe.read())
+    assert inside.pop("child") > 0
+    assert inside == {"inner": None, "outer": None, "left": None}
+    assert all(cpu_ns is not None for cpu_ns in spans.cpu_ns().values())
+
+
 def test_spans_are_not_kept_alive(spans: Spans) -> None:
     """An ended or forgotten span is garbage, although threads remember what they did."""
     span = spans.tracer.start_span("forgotten")
