@@ -102,6 +102,7 @@ class Accumulator:
         self.unplaced_uj = 0
         self.gaps: Counter[str] = Counter()
         self._max_power_w = max_power_w
+        self._is_modelled = domain.modelled
         self._modulus = None if domain.max_range_uj is None else domain.max_range_uj + 1
         # 1 W is 1 nJ/ns. In more than this half the range could have been spent.
         self._silent_ns = 0 if self._modulus is None else 1_000 * self._modulus // (2 * max_power_w)
@@ -220,8 +221,12 @@ class Accumulator:
 
     def _is_too_much(self, energy_uj: int, elapsed_ns: int, up_ns: int) -> bool:
         """Whether no domain spends this in that time, of which the machine was up for a part."""
-        most_nj = self._max_power_w * (up_ns + JITTER_NS) + ASLEEP_W * max(0, elapsed_ns - up_ns)
-        return not self.domain.modelled and 1_000 * energy_uj > most_nj
+        if self._is_modelled:
+            return False
+        most_nj = self._max_power_w * (up_ns + JITTER_NS)
+        if elapsed_ns > up_ns:
+            most_nj += ASLEEP_W * (elapsed_ns - up_ns)
+        return 1_000 * energy_uj > most_nj
 
     def _implausible(self) -> str:
         return f"{IMPLAUSIBLE}: above {self._max_power_w} W"

@@ -14,6 +14,8 @@ from joulegram_pipeline.units import NS_PER_S
 
 _RFC3339 = re.compile(r"(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
 
+_BOOTTIME: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 
 class Clock(Protocol):
     """Where time comes from; tests hand in their own."""
@@ -42,7 +44,7 @@ class SystemClock:
         return time.monotonic_ns()
 
     def boot_ns(self) -> int:
-        return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+        return time.clock_gettime_ns(_BOOTTIME)
 
 
 def utc_iso(wall_ns: int) -> str:
