@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from joulegram_pipeline.errors import WireError
+from joulegram_pipeline.varint import varint
 from joulegram_processor import native
 
 if TYPE_CHECKING:
@@ -31,18 +32,6 @@ class SpanAt:
 
     start: int
     end: int
-
-
-def varint(value: int) -> bytes:
-    """A non-negative integer as a base-128 varint."""
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def read_varint(buffer: bytes, at: int) -> tuple[int, int]:

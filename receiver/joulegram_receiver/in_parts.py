@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from joulegram_pipeline.errors import WireError
+from joulegram_pipeline.varint import varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,7 @@ Fields = tuple[int, ...]
 def _within(path: Fields, piece: bytes) -> bytes:
     """The piece as the only content of these fields."""
     for number in reversed(path):
-        piece = _encoded(number << 3 | _BYTES) + _encoded(len(piece)) + piece
+        piece = varint(number << 3 | _BYTES) + varint(len(piece)) + piece
     return piece
 
 
@@ -129,13 +130,3 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
     raise _UnclearError
-
-
-def _encoded(number: int) -> bytes:
-    """As a varint."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)

@@ -13,6 +13,7 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from joulegram_pipeline.errors import WireError
+from joulegram_pipeline.varint import varint
 from joulegram_processor.enrich import Encoder
 from joulegram_processor.wire import (
     SpanAt,
@@ -25,7 +26,6 @@ from joulegram_processor.wire import (
     splice,
     splice_all,
     string_attribute,
-    varint,
     without_attributes,
 )
 from simulators.decoded import attributes

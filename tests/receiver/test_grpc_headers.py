@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from receiver.test_grpc_server import SERVICES, running, span, traces
+from joulegram_receiver.signals import TRACES
+from receiver.test_grpc_server import running, span, traces
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,7 @@ def test_headers_too_large_to_be_read_are_refused_with_their_connection(tmp_path
 
     async def main() -> None:
         async with running(tmp_path) as client:
-            service = f"/{SERVICES['traces']}/Export"
+            service = f"/{TRACES.service}/Export"
             for _ in range(5):
                 # Channels would share a connection otherwise.
                 options = [("grpc.use_local_subchannel_pool", 1)]
