@@ -4,7 +4,8 @@ Invariants:
     * the file is whole or absent; one that is not what was written is set aside as ``<name>.damaged`` and said, and
       counting begins anew: it is never a reason not to start;
     * it holds no instant finer than a published tick (PLATYPUS), and is readable by the agent's user alone;
-    * it is of one boot: counters of two boots are never subtracted.
+    * it is of one boot: counters of two boots are never subtracted. So it need not outlive the machine's crash, and
+      nobody waits for a disk to write it: the counters are read in the same thread.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from joulegram_agent.counters import Counted
 from joulegram_pipeline.errors import AgentError, StorageError
@@ -33,8 +34,7 @@ MAX_STATE_BYTES = 1024 * 1024
 """More than a thousand domains take."""
 
 
-@dataclass(frozen=True, slots=True)
-class Instant:
+class Instant(NamedTuple):
     """One instant on three clocks, nanoseconds; see `BootClock`."""
 
     wall_ns: int
@@ -143,6 +143,9 @@ class StateFile:
         except OSError as error:
             log.warning("agent state %s: %s: counting begins anew", self.path, error.strerror or error)
             return None
+        if not data.strip(b"\0"):
+            log.info("agent state %s is empty, as after a crash of the machine: counting begins anew", self.path)
+            return None
         try:
             return AgentState.from_bytes(data)
         except AgentError as error:
@@ -159,7 +162,7 @@ class StateFile:
     def save(self, state: AgentState) -> None:
         """Replace the file. A disk that refuses is said once, and again when it refuses anew after it took one."""
         try:
-            replace_file(self.path, state.to_bytes(), mode=STATE_MODE)
+            replace_file(self.path, state.to_bytes(), mode=STATE_MODE, durable=False)
         except StorageError as error:
             if not self._failing:
                 log.warning("the agent's counts will not survive a restart: %s", error)

@@ -36,10 +36,17 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def replace_file(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Write a whole document: temp file, fsync, rename, fsync of the directory (D-40, C-56).
 
     An existing file keeps its own mode. A reader sees the old document or the new one, never a part.
+
+    Args:
+        path: of the document.
+        data: all of it.
+        mode: of a new file.
+        durable: False leaves out what makes it outlive the machine's crash: for what is of no use after one, and whose
+            writer cannot wait for a disk.
 
     Raises:
         StorageError: quoting the path and the reason; the old document is then untouched.
@@ -56,10 +63,12 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             handle.write(data)
             handle.flush()
             os.fchmod(handle.fileno(), mode)
-            os.fsync(handle.fileno())
+            if durable:
+                os.fsync(handle.fileno())
         Path(temp_name).replace(path)
         temp_name = None
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
     except OSError as error:
         raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import stat
 from typing import TYPE_CHECKING
 
@@ -171,7 +172,6 @@ def test_a_domain_that_cannot_be_read_at_the_start_is_known_later(tmp_path: Path
 
 
 DAMAGED = {
-    "empty": b"",
     "half a file": b'{"version":1,"boot_id":"0f1e',
     "a list": b"[]",
     "another version": b'{"version":2}',
@@ -194,6 +194,26 @@ def test_a_damaged_file_is_set_aside_and_said(tmp_path: Path, caplog: pytest.Log
     assert (tmp_path / f"{FILE_NAME}.damaged").read_bytes() == data
     assert "is damaged: got " in caplog.text
     assert f"it is kept as {path}.damaged" in caplog.text
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 4_096], ids=["no bytes", "zeroes"])
+def test_what_a_crash_of_the_machine_leaves_is_no_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
+    """The state is of one boot and not synced: after a crash its file may be empty, and nothing in it was of use."""
+    path = tmp_path / FILE_NAME
+    path.write_bytes(data)
+    caplog.set_level("INFO")
+    assert StateFile(path).load() is None
+    assert caplog.messages == [f"agent state {path} is empty, as after a crash of the machine: counting begins anew"]
+    assert path.read_bytes() == data
+
+
+def test_saving_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 5: a slow read never bunches ticks, nor does a slow disk: the thread that saves reads the counters."""
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("synced"))
+    StateFile(tmp_path / FILE_NAME).save(AgentState("b", AT, {}))
+    assert StateFile(tmp_path / FILE_NAME).load() == AgentState("b", AT, {})
 
 
 def test_no_file_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -67,6 +67,16 @@ def test_an_existing_document_keeps_its_mode(tmp_path: Path) -> None:
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o640)
 
 
+def test_only_what_must_outlive_the_machine_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content and name are synced, each once; with `durable` off neither is."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    replace_file(tmp_path / "document", b"one", durable=False)
+    assert (synced, (tmp_path / "document").read_bytes()) == ([], b"one")
+    replace_file(tmp_path / "document", b"two")
+    assert (len(synced), (tmp_path / "document").read_bytes()) == (2, b"two")
+
+
 def test_a_reader_sees_the_old_document_or_the_new_one(tmp_path: Path) -> None:
     """While it is replaced again and again, every read is one whole document (D-40)."""
     path = tmp_path / "document"
