@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from joulegram import __version__
 from joulegram_agent import DEFAULT_SOCKET
-from joulegram_agent.client import AgentClient
 from joulegram_agent.main import open_agent
+from joulegram_agent.subscriber import Subscriber
 from joulegram_pipeline.errors import RetryableError
 from joulegram_pipeline.files import DirectoryLock, safe_mkdir
 from joulegram_pipeline.life import enter_all, start_task
@@ -199,7 +199,7 @@ class Sidecar:
         if agent_socket is None and config.agent.source == "auto" and os.access(DEFAULT_SOCKET, os.R_OK | os.W_OK):
             agent_socket = DEFAULT_SOCKET
         if agent_socket is not None:
-            source: Any = AgentClient(agent_socket)
+            source: Any = Subscriber(agent_socket)
         else:
             source = open_agent(
                 config.agent.source,
