@@ -48,22 +48,30 @@ class MachineCpu:
 
     def read(self) -> CpuReading | None:
         """The counts now, or None where the file cannot be read or is not what it should be."""
+        return cpu_reading(self.text())
+
+    def text(self) -> bytes:
+        """The file as it stands now, for `cpu_reading`; empty where it cannot be read."""
         try:
-            data = self._read()
-            name, user, nice, system, _idle, _iowait, irq, softirq = data.split(None, 8)[:8]
-            busy_jiffies = int(user) + int(nice) + int(system) + int(irq) + int(softirq)
-        except (OSError, ValueError):
-            return None
-        cpus = data.count(b"\ncpu")
-        return CpuReading(busy_jiffies, cpus) if name == b"cpu" and cpus > 0 else None
+            data = self._file.read(self._path)
+            return data if len(data) < _SIZE else Path(self._path).read_bytes()
+        except OSError:
+            return b""
 
     def close(self) -> None:
         """Close what is open; a read opens it again."""
         self._file.close()
 
-    def _read(self) -> bytes:
-        data = self._file.read(self._path)
-        return data if len(data) < _SIZE else Path(self._path).read_bytes()
+
+def cpu_reading(text: bytes) -> CpuReading | None:
+    """What a text of ``/proc/stat`` says, or None where it is not what it should be."""
+    try:
+        name, user, nice, system, _idle, _iowait, irq, softirq = text.split(None, 8)[:8]
+        busy_jiffies = int(user) + int(nice) + int(system) + int(irq) + int(softirq)
+    except ValueError:
+        return None
+    cpus = text.count(b"\ncpu")
+    return CpuReading(busy_jiffies, cpus) if name == b"cpu" and cpus > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

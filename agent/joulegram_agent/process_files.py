@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable
     from pathlib import Path
 
+    Clocks = tuple[list[int], list[int]]
+    """Clocks, and where they stood in nanoseconds."""
+
 _STAT_SIZE = 2_048
 _LIST_SIZE = 4_096
 """A page: the kernel gives no more of a list at once, so what fills half of one may be less than all."""
@@ -118,15 +121,17 @@ class ProcessFiles:
         kept = self._kept.get(pid)
         return kept is not None and kept.ran_ns is not None and _ran_ns(pid) == kept.ran_ns
 
-    def clocks(self, pids: Iterable[int]) -> list[tuple[int, int]] | None:
+    def clocks(self, pids: Iterable[int]) -> Clocks | None:
         """For `rest`: the clocks of processes and where they stood when these were read; None if one is unknown."""
-        found: list[tuple[int, int]] = []
+        clocks: list[int] = []
+        stood_ns: list[int] = []
         for pid in pids:
             kept = self._kept.get(pid)
             if kept is None or kept.ran_ns is None:
                 return None
-            found.append((_clock_of(pid), kept.ran_ns))
-        return found
+            clocks.append(_clock_of(pid))
+            stood_ns.append(kept.ran_ns)
+        return clocks, stood_ns
 
     def stat_once(self, pid: int) -> Seen | None:
         """As `stat`, without keeping anything open."""
@@ -200,15 +205,12 @@ def _is_own(proc: str) -> bool:
         return False
 
 
-def rest(clocks: list[tuple[int, int]]) -> bool:
+def rest(clocks: list[int], stood_ns: list[int]) -> bool:
     """Whether none of these processes has run, or ended, since it was read."""
     try:
-        for clock, ran_ns in clocks:
-            if _clock_ns(clock) != ran_ns:
-                return False
+        return list(map(_clock_ns, clocks)) == stood_ns
     except OSError:
         return False
-    return True
 
 
 def _clock_of(pid: int) -> int:

@@ -25,7 +25,7 @@ from joulegram_agent.process_files import ProcessFiles, rest
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
-    from joulegram_agent.process_files import Seen
+    from joulegram_agent.process_files import Clocks, Seen
 
     Cells = dict[tuple[int, str | None], int]
     """Jiffies by root and container."""
@@ -46,10 +46,11 @@ class ProcessTrees:
         self._seen: dict[int, Seen] = {}
         self._contained_ns: dict[str, int] = {}
         self._own_ns: dict[int, int] = {}
+        self._spent_ns: dict[int, int] = {}
         self._were_members: set[int] = set()
         self._ended: dict[int, int] = {}
         self._ended_before: dict[int, int] = {}
-        self._clocks: list[tuple[int, int]] | None = None
+        self._clocks: Clocks | None = None
         self._is_settled = False
         self._has_spared = False
 
@@ -101,8 +102,8 @@ class ProcessTrees:
             self._seen.clear()
             self._files.close()
 
-    def read(self, *, look: bool = True) -> dict[int, int]:
-        """Nanoseconds of CPU time by live root since the last read, or since it was named.
+    def read(self, *, look: bool = True) -> None:
+        """Read what the trees spent, for the `take_` methods to give.
 
         Args:
             look: look for new descendants, which can mean reading all of ``/proc``; else only those known are read,
@@ -111,13 +112,15 @@ class ProcessTrees:
         if look:
             self._ended_before, self._ended = self._ended, {}
         if not self._roots:
-            return {}
+            return
         if self._rest(look=look):
             self._has_spared = self._has_spared or look
-            return dict.fromkeys(self._roots, 0)
+            if not self._roots.keys() <= self._spent_ns.keys():
+                self._add({})
+            return
         self._stir()
-        spent = None if look else self._sample()
-        return self._read(look=look) if spent is None else spent
+        if look or not self._sample():
+            self._read(look=look)
 
     def _rest(self, *, look: bool) -> bool:
         """Whether no process of a tree has run since it was last read: then none has spent, ended or been started.
@@ -129,22 +132,22 @@ class ProcessTrees:
             return False
         if self._clocks is None:
             self._clocks = self._files.clocks(pid for pid, seen in self._seen.items() if seen.root is not None)
-        return self._clocks is not None and rest(self._clocks)
+        return self._clocks is not None and rest(*self._clocks)
 
     def _stir(self) -> None:
         """What was known of processes that rest is so no longer."""
         self._clocks = None
         self._is_settled = False
 
-    def _sample(self) -> dict[int, int] | None:
-        """`read` without a look, of those that ran; None where one of them ended, which concerns others as well."""
+    def _sample(self) -> bool:
+        """`read` without a look, of those that ran; False where one of them ended, which concerns others as well."""
         ran: list[tuple[int, Seen, Seen]] = []
         for pid, was in self._seen.items():
             if was.root is None or self._files.rests(pid):
                 continue
             now = self._files.stat(pid)
             if now is None or now.started != was.started:
-                return None
+                return False
             ran.append((pid, was, now))
         cells: Cells = {}
         for pid, was, now in ran:
@@ -153,9 +156,10 @@ class ProcessTrees:
                 now.container = self._files.container(pid)  # it may have been moved while it rested
             self._count(pid, was, now, cells)
             self._seen[pid] = now
-        return self._spent(cells)
+        self._add(cells)
+        return True
 
-    def _read(self, *, look: bool) -> dict[int, int]:
+    def _read(self, *, look: bool) -> None:
         """`read`, of every process."""
         before = self._seen
         members = self._members() if look else self._known()
@@ -183,7 +187,7 @@ class ProcessTrees:
         self._files.keep_only(self._seen)
         self._is_settled = look
         self._has_spared = self._has_spared and not look
-        return self._spent(cells)
+        self._add(cells)
 
     def _count(self, pid: int, was: Seen | None, now: Seen, cells: Cells) -> None:
         """Add what a process spent since it was `was`, or ever."""
@@ -194,20 +198,24 @@ class ProcessTrees:
             cell = (now.root, now.container)
             cells[cell] = cells.get(cell, 0) + now.jiffies - (0 if was is None else was.jiffies)
 
-    def _spent(self, cells: Cells) -> dict[int, int]:
-        """Nanoseconds by root, from the sums of a read."""
-        spent = dict.fromkeys(self._roots, 0)
-        for root in spent:
+    def _add(self, cells: Cells) -> None:
+        """Add the sums of a read to what is to be taken; roots that spent nothing have a line as well."""
+        for root in self._roots:
+            self._spent_ns.setdefault(root, 0)
             self._own_ns.setdefault(root, 0)
         for (root, container), jiffies in cells.items():
             nanos = max(0, jiffies) * JIFFY_NS
-            spent[root] += nanos
+            self._spent_ns[root] += nanos
             if container is not None:
                 self._contained_ns[container] = self._contained_ns.get(container, 0) + nanos
-        return spent
+
+    def take_spent(self) -> dict[int, int]:
+        """Nanoseconds of CPU time by root since this was last asked, or since it was named; of those read since."""
+        taken, self._spent_ns = self._spent_ns, {}
+        return taken
 
     def take_contained(self) -> dict[str, int]:
-        """What the trees spent in each container or pod since this was last asked, as part of what `read` gave."""
+        """What the trees spent in each container or pod since this was last asked, as part of `take_spent`."""
         taken, self._contained_ns = self._contained_ns, {}
         return taken
 

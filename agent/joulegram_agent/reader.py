@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from joulegram_pipeline.energy import Domain, Gap, Method
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
     from joulegram_agent.cpu import CpuReading
 
+_NONE: Mapping[str, int] = MappingProxyType({})
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+
+class Reading(NamedTuple):
     """What one sweep over the domains found.
 
     Args:
@@ -25,9 +26,9 @@ class Reading:
         cpu: the machine's CPU time, where the source goes by it: then nobody has to read it once more.
     """
 
-    counters_uj: Mapping[str, int] = field(default_factory=dict)
+    counters_uj: Mapping[str, int] = _NONE
     gaps: tuple[Gap, ...] = ()
-    static_uj: Mapping[str, int] = field(default_factory=dict)
+    static_uj: Mapping[str, int] = _NONE
     cpu: CpuReading | None = None
 
 

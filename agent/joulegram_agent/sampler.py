@@ -10,6 +10,8 @@ Invariants:
     * CPU time of the machine, of named processes and of cgroups is read when the energy of the window is, so that no
       share of it goes by what was spent in another. That of the machine and of named processes is read at each sample;
       one at which the machine's could not be read is bridged by the next, but at an edge of a window it is unknown;
+    * what is read at a sample is held, and counted in its order when the window closes: between two ticks the counts
+      are those of the last one;
     * deadlines are counted from the window's opening. Those that passed while a read was slow or the process
       did not run are skipped, not made up for: what was missed becomes one long tick.
 """
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from joulegram_agent.cgroups import Cgroups
 from joulegram_agent.counters import MAX_POWER_W, Accumulator
-from joulegram_agent.cpu import CpuCounter, CpuTimes, MachineCpu
+from joulegram_agent.cpu import CpuCounter, CpuTimes, MachineCpu, cpu_reading
 from joulegram_agent.every_process import EveryProcess
 from joulegram_agent.pace import pace_of
 from joulegram_agent.processes import ProcessTrees
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from joulegram_agent.reader import Reader, Reading
+
+    Held = tuple[Instant, int, Reading, bytes]
+    """A sample not counted yet: when, for how many ns it was read, and ``/proc/stat`` where the reading has no CPU."""
 
 SAMPLE_S = 0.1
 RING_S = 600
@@ -135,10 +140,9 @@ class Sampler:
         self._epoch = ""
         self._seq = 0
         self._edge: _Edge | None = None
-        self._process_ns: dict[int, int] = {}
+        self._held: list[Held] = []
         self._sampled: Instant | None = None
         self._longest_ns = 0
-        self._totals = Totals(None, {}, {}, {})
         self._boards = reader if isinstance(reader, SharesBoards) else None
         self._restart = Restart(
             self._boot_id, self._accumulators, reader.lasting() if isinstance(reader, Lasting) else {}
@@ -149,7 +153,7 @@ class Sampler:
     @property
     def totals(self) -> Totals:
         """Counts as of the last published tick, so that asking often shows nothing finer than it."""
-        return self._totals
+        return Totals(None, {}, {}, {}) if self._state is None else _totals(self._state)
 
     @property
     def reads_containers(self) -> bool:
@@ -201,10 +205,12 @@ class Sampler:
         self.pulse.sampled(took_ns)
         edge = self._edge
         closes = edge is not None and now.mono_ns - edge.mono_ns >= _PUBLISH_NS
-        for pid, spent_ns in self.trees.read(look=closes).items():
-            self._process_ns[pid] = self._process_ns.get(pid, 0) + spent_ns
+        self.trees.read(look=closes)
+        self._held.append((now, took_ns, reading, b"" if reading.cpu else self._machine.text()))
+        if edge is not None and not closes:
+            return None
         going_on = self._resume(now) if edge is None else frozenset()
-        self._take(reading, now, took_ns)
+        self._count()
         if edge is None:
             for key, accumulator in self._accumulators.items():
                 if key in going_on:
@@ -213,8 +219,6 @@ class Sampler:
                     accumulator.open()
             self._board_times()
             self._begin(self._make_edge(reading, now))
-            return None
-        if not closes:
             return None
         return self._publish(edge, self._make_edge(reading, now))
 
@@ -262,32 +266,35 @@ class Sampler:
         going_on = self._restart.resume(left, now, self._longest_ns) if left is not None else frozenset()
         if left is not None and left.boot_id == self._boot_id:
             self._state = left
-            self._totals = _totals(left)
         return going_on
 
     def _board_times(self) -> Mapping[str, Mapping[int, int]]:
         return {} if self._boards is None else self._boards.process_gpu_ns(self.trees.root_of)
 
-    def _take(self, reading: Reading, now: Instant, took_ns: int) -> None:
-        if self._sampled is not None:
-            self._longest_ns += now.since(self._sampled)
-        self._sampled = now
-        accumulators, at_ns, mono_ns = self._accumulators, self._longest_ns, now.mono_ns
-        for domain, raw_uj in reading.counters_uj.items():
-            accumulators[domain].offer(raw_uj, at_ns, mono_ns, took_ns)
-        for gap in reading.gaps:
-            accumulators[gap.domain].miss(gap.reason)
-        cpu = reading.cpu or self._machine.read()
-        self._is_cpu_known = cpu is not None
-        if cpu is not None:
-            self._cpu.add(cpu, mono_ns)
+    def _count(self) -> None:
+        """Count what was sampled, in its order."""
+        held, self._held = self._held, []
+        accumulators = self._accumulators
+        for now, took_ns, reading, cpu_text in held:
+            if self._sampled is not None:
+                self._longest_ns += now.since(self._sampled)
+            self._sampled = now
+            at_ns, mono_ns = self._longest_ns, now.mono_ns
+            for domain, raw_uj in reading.counters_uj.items():
+                accumulators[domain].offer(raw_uj, at_ns, mono_ns, took_ns)
+            for gap in reading.gaps:
+                accumulators[gap.domain].miss(gap.reason)
+            cpu = reading.cpu or cpu_reading(cpu_text)
+            self._is_cpu_known = cpu is not None
+            if cpu is not None:
+                self._cpu.add(cpu, mono_ns)
 
     def _make_edge(self, reading: Reading, now: Instant) -> _Edge:
         return _Edge(now, self._cpu.times if self._is_cpu_known else None, reading.static_uj)
 
     def _shares(self) -> tuple[dict[int, int], dict[int, int], dict[str, int]]:
         """CPU time of the window that ends now: by process, of descendants in that, and by container beside both."""
-        processes, self._process_ns = self._process_ns, {}
+        processes = self.trees.take_spent()
         own = self.trees.take_own()
         below = {pid: spent - own[pid] for pid, spent in processes.items() if spent > own.get(pid, spent)}
         if self.every_process is not None:
@@ -310,7 +317,7 @@ class Sampler:
         self._seq = 0
         self.ring.clear()
         self._edge = edge
-        self._process_ns = {}
+        self.trees.take_spent()
         self.trees.take_contained()
         self.trees.take_own()
         if self.every_process is not None:
@@ -345,7 +352,6 @@ class Sampler:
         self.ring.append(tick)
         self._edge = end
         self._state = self._restart.state(end.at, self._longest_ns)
-        self._totals = _totals(self._state)
         return tick
 
     def _close_windows(

@@ -18,7 +18,7 @@ from joulegram_agent.kept import KeptFiles
 from joulegram_agent.process_files import ProcessFiles, Seen
 from joulegram_agent.processes import ProcessTrees
 from simulators.cgroupfs import IDS, UID, CgroupTree, in_docker, in_pod
-from simulators.procfs import FakeProc
+from simulators.procfs import FakeProc, spent_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,7 @@ def test_children_shorter_than_any_look_are_in_their_parents_figure() -> None:
         trees = ProcessTrees()
         assert trees.name(process.pid)
         go(process)
-        spent = trees.read()[process.pid]
+        spent = spent_in(trees)[process.pid]
         own = trees.take_own()[process.pid]
         trees.close()
     assert spent >= 20 * 20 * MS - 2 * JIFFY_NS
@@ -87,7 +87,7 @@ burn(0.02)
         trees = ProcessTrees()
         trees.name(process.pid)
         go(process)
-        spent = trees.read()[process.pid]
+        spent = spent_in(trees)[process.pid]
         trees.close()
     assert 10 * MS <= spent < 250 * MS
 
@@ -103,10 +103,10 @@ def test_ended_root_is_told_by_its_descriptor() -> None:
     trees = ProcessTrees()
     with subprocess.Popen(["sleep", "60"]) as process:
         assert trees.name(process.pid)
-        assert trees.read() == {process.pid: 0}
+        assert spent_in(trees) == {process.pid: 0}
         assert open_files(Path(f"/proc/{process.pid}")) > 0
         process.kill()
-    assert trees.read(look=False) == {}
+    assert spent_in(trees, look=False) == {}
     assert trees.roots == frozenset()
     assert open_files(Path(f"/proc/{process.pid}")) == 0
 
@@ -119,7 +119,7 @@ def test_pid_used_again_between_two_reads_is_not_the_old_one(tmp_path: Path) -> 
     trees.name(10)
     proc.end(10)
     proc.start(10, started=777, own=500)
-    assert trees.read(look=False) == {}
+    assert spent_in(trees, look=False) == {}
     assert trees.roots == frozenset()
     assert open_files(tmp_path / "10") == 0, "the newcomer's file was opened to see who it is"
 
@@ -132,10 +132,10 @@ def test_child_with_an_old_pid_is_counted_from_its_beginning(tmp_path: Path) -> 
     trees = ProcessTrees(proc.root)
     trees.name(10)
     proc.work(11, 40)
-    assert trees.read() == {10: 40 * JIFFY_NS}
+    assert spent_in(trees) == {10: 40 * JIFFY_NS}
     proc.end(11)
     proc.start(11, parent=10, started=999, own=3)
-    assert trees.read() == {10: 3 * JIFFY_NS}
+    assert spent_in(trees) == {10: 3 * JIFFY_NS}
 
 
 def test_two_processes_on_one_number_are_two_and_one_look_sees_both(tmp_path: Path) -> None:
@@ -193,17 +193,17 @@ def test_child_that_gets_another_parent_while_asleep_is_taken_off_who_waits_for_
         proc.start(pid, parent=parent, own=20)
     trees = ProcessTrees(proc.root)
     trees.name(10)
-    assert trees.read(look=False) == {10: 0}
+    assert spent_in(trees, look=False) == {10: 0}
     proc.end(11)
     proc.processes[12].parent = 10
     proc.rewrite(12)
     del ran_ns[11]
     ran_ns[10] = 1  # it waited for 11; 12 sleeps
-    assert trees.read(look=False) == {10: 0}
+    assert spent_in(trees, look=False) == {10: 0}
     proc.end(12)
     del ran_ns[12]
     ran_ns[10] = 2
-    assert trees.read(look=False) == {10: 0}
+    assert spent_in(trees, look=False) == {10: 0}
 
 
 class Clocks:
@@ -253,19 +253,36 @@ def test_trees_that_rest_cost_no_file_not_even_at_a_look(tmp_path: Path, monkeyp
     trees = ProcessTrees(proc.root, tells_containers=True)
     trees.name(10)
     trees.name(20)
-    trees.read()
+    spent_in(trees)
     clocks.read_since()
-    assert [trees.read(look=look) for look in (False, True, True, False)] == [{10: 0, 20: 0}] * 4
+    assert [spent_in(trees, look=look) for look in (False, True, True, False)] == [{10: 0, 20: 0}] * 4
     assert clocks.read_since() == []
     trees.take_own()
     clocks.work(11, 3)
-    assert trees.read(look=False) == {10: 3 * JIFFY_NS, 20: 0}
+    assert spent_in(trees, look=False) == {10: 3 * JIFFY_NS, 20: 0}
     assert trees.take_own() == {10: 0, 20: 0}
     # One ran: of that one the file is read, and at the look the trees are gone through.
     assert {Path(path).parts[-2] for path in clocks.read_since()} == {"11"}
     clocks.start(12, parent=20)
     clocks.work(12, 2)
-    assert trees.read() == {10: 0, 20: 2 * JIFFY_NS}
+    assert spent_in(trees) == {10: 0, 20: 2 * JIFFY_NS}
+
+
+def test_tree_named_in_place_of_another_has_its_line_at_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many are named as before, so it is not by their number that one without a line is found."""
+    proc = FakeProc(tmp_path, children_lists=True)
+    clocks = Clocks(proc, monkeypatch)
+    clocks.start(10)
+    clocks.start(20)
+    trees = ProcessTrees(proc.root)
+    trees.name(10)
+    spent_in(trees)
+    trees.read(look=False)
+    trees.forget(10)
+    trees.name(20)
+    trees.read(look=False)
+    trees.read(look=False)
+    assert trees.take_spent() == {10: 0, 20: 0}
 
 
 def test_child_of_one_that_ran_between_looks_is_found_at_the_look(
@@ -277,13 +294,13 @@ def test_child_of_one_that_ran_between_looks_is_found_at_the_look(
     clocks.start(10)
     trees = ProcessTrees(proc.root)
     trees.name(10)
-    trees.read()
-    trees.read()
+    spent_in(trees)
+    spent_in(trees)
     clocks.ran_ns[10] += 1
     clocks.start(11, parent=10)
-    assert trees.read(look=False) == {10: 0}
+    assert spent_in(trees, look=False) == {10: 0}
     clocks.work(11, 4)
-    assert trees.read() == {10: 4 * JIFFY_NS}
+    assert spent_in(trees) == {10: 4 * JIFFY_NS}
     assert trees.take_own() == {10: 0}
 
 
@@ -296,10 +313,10 @@ def test_process_that_ends_at_rest_is_missed_from_its_tree(tmp_path: Path, monke
     trees = ProcessTrees(proc.root)
     trees.name(10)
     trees.name(20)
-    trees.read()
+    spent_in(trees)
     proc.end(10)
     del clocks.ran_ns[10]
-    assert trees.read(look=False) == {20: 0}
+    assert spent_in(trees, look=False) == {20: 0}
     assert trees.roots == {20}
 
 
@@ -313,12 +330,12 @@ def test_process_that_moves_while_it_rests_is_in_its_new_container(
     tree.place(proc, 10, in_docker(1))
     trees = ProcessTrees(proc.root, tells_containers=True)
     trees.name(10)
-    trees.read()
+    spent_in(trees)
     trees.take_contained()
     tree.place(proc, 10, in_docker(2))
-    trees.read()
+    spent_in(trees)
     clocks.work(10, 5)
-    trees.read(look=False)
+    spent_in(trees, look=False)
     assert trees.take_contained() == {f"container/{IDS[2]}": 5 * JIFFY_NS}
 
 
@@ -330,16 +347,16 @@ def test_named_anew_while_all_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     clocks.start(11, parent=10)
     trees = ProcessTrees(proc.root)
     trees.name(10)
-    trees.read()
+    spent_in(trees)
     trees.name(11)
-    assert trees.read() == {10: 0, 11: 0}
+    assert spent_in(trees) == {10: 0, 11: 0}
     clocks.work(11, 2)
-    assert trees.read(look=False) == {10: 0, 11: 2 * JIFFY_NS}
-    trees.read()
+    assert spent_in(trees, look=False) == {10: 0, 11: 2 * JIFFY_NS}
+    spent_in(trees)
     trees.forget(11)
-    trees.read()
+    spent_in(trees)
     clocks.work(11, 3)
-    assert trees.read() == {10: 3 * JIFFY_NS}
+    assert spent_in(trees) == {10: 3 * JIFFY_NS}
 
 
 def test_more_children_than_a_page_of_the_kernels_list(tmp_path: Path) -> None:
@@ -364,7 +381,7 @@ def test_what_a_tree_spent_is_told_by_container(tmp_path: Path, version: str) ->
     trees.name(10)
     for pid in (10, 11, 12):
         proc.work(pid, pid)
-    assert trees.read(look=False) == {10: 33 * JIFFY_NS}
+    assert spent_in(trees, look=False) == {10: 33 * JIFFY_NS}
     assert trees.take_contained() == {
         f"container/{IDS[2]}": 10 * JIFFY_NS,
         f"pod/{UID}/container/{IDS[0]}": 11 * JIFFY_NS,
@@ -380,9 +397,9 @@ def test_process_that_moves_is_in_its_new_container_from_the_next_look(tmp_path:
     trees = ProcessTrees(proc.root, tells_containers=True)
     trees.name(10)
     tree.place(proc, 10, in_docker(2))
-    trees.read()
+    spent_in(trees)
     proc.work(10, 5)
-    trees.read(look=False)
+    spent_in(trees, look=False)
     assert trees.take_contained() == {f"container/{IDS[2]}": 5 * JIFFY_NS}
 
 
@@ -396,10 +413,10 @@ def test_waited_child_of_another_container_is_counted_once_there(tmp_path: Path)
     trees = ProcessTrees(proc.root, tells_containers=True)
     trees.name(10)
     proc.work(11, 30)
-    trees.read()
+    spent_in(trees)
     proc.work(10, 2)
     proc.end(11)
-    assert trees.read() == {10: 2 * JIFFY_NS}
+    assert spent_in(trees) == {10: 2 * JIFFY_NS}
     assert trees.take_contained() == {f"container/{IDS[2]}": 30 * JIFFY_NS, f"container/{IDS[1]}": 2 * JIFFY_NS}
 
 
@@ -412,7 +429,7 @@ def test_orphans_are_not_read_at_every_sample(tmp_path: Path, monkeypatch: pytes
     trees = ProcessTrees(proc.root)
     trees.name(10)
     proc.end(11)
-    trees.read()
+    spent_in(trees)
     asked: list[int] = []
     real = ProcessFiles.stat
 
@@ -421,7 +438,7 @@ def test_orphans_are_not_read_at_every_sample(tmp_path: Path, monkeypatch: pytes
         return real(files, pid)
 
     monkeypatch.setattr(ProcessFiles, "stat", stat)
-    trees.read(look=False)
+    spent_in(trees, look=False)
     assert asked == [10]
-    trees.read()
+    spent_in(trees)
     assert sorted(asked) == [10, 10, 12]

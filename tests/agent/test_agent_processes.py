@@ -13,7 +13,7 @@ import pytest
 from joulegram_agent.cpu import JIFFY_NS
 from joulegram_agent.process_files import ProcessFiles, Seen
 from joulegram_agent.processes import ProcessTrees
-from simulators.procfs import FakeProc
+from simulators.procfs import FakeProc, spent_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,12 +25,12 @@ def proc(tmp_path: Path, request: pytest.FixtureRequest) -> FakeProc:
 
 
 def jiffies(trees: ProcessTrees) -> dict[int, int]:
-    return {pid: nanos // JIFFY_NS for pid, nanos in trees.read().items()}
+    return {pid: nanos // JIFFY_NS for pid, nanos in spent_in(trees).items()}
 
 
 def test_nothing_named_reads_nothing(tmp_path: Path) -> None:
     """Design section 4: a scan only when asked for: a proc that does not exist is not missed."""
-    assert ProcessTrees(tmp_path / "absent").read() == {}
+    assert spent_in(ProcessTrees(tmp_path / "absent")) == {}
 
 
 def test_tree_counts_descendants_from_its_naming(proc: FakeProc) -> None:
@@ -180,7 +180,7 @@ def test_pid_used_again_is_another_process(proc: FakeProc) -> None:
     proc.start(10, own=100)
     trees = ProcessTrees(proc.root)
     trees.name(10)
-    trees.read()
+    spent_in(trees)
     proc.end(10)
     proc.start(10, started=777, own=500)
     assert jiffies(trees) == {}
@@ -203,7 +203,7 @@ def test_missing_process_cannot_be_named(proc: FakeProc) -> None:
     """A pid that is nobody's is not named, and is no figure of 0."""
     trees = ProcessTrees(proc.root)
     assert not trees.name(4242)
-    assert trees.read() == {}
+    assert spent_in(trees) == {}
 
 
 def test_real_subprocess_is_counted_with_its_child() -> None:
@@ -225,11 +225,11 @@ def test_real_subprocess_is_counted_with_its_child() -> None:
         child.stdin.write("\n")
         child.stdin.flush()
         assert child.stdout.readline() == "done\n"
-        spent = trees.read()[child.pid]
+        spent = spent_in(trees)[child.pid]
         elapsed = time.monotonic_ns() - started
         child.stdin.write("\n")
     assert 180_000_000 <= spent <= elapsed * (os.cpu_count() or 1)
-    assert trees.read() == {}
+    assert spent_in(trees) == {}
 
 
 @pytest.mark.parametrize("number", [10, 100])
@@ -254,5 +254,5 @@ def test_naming_many_at_once_goes_through_the_trees_once(
     assert trees.name_all([4_242, *pids]) == list(pids)
     assert len(asked) == 1 + 2 * number + 1
     proc.work(5_000, 3)
-    assert trees.read() == dict.fromkeys(pids, 0) | {10: 3 * JIFFY_NS}
+    assert spent_in(trees) == dict.fromkeys(pids, 0) | {10: 3 * JIFFY_NS}
     trees.close()

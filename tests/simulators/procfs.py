@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from joulegram_agent.processes import ProcessTrees
+
 BOOT_ID = "0f1e2d3c-4b5a-4697-8899-aabbccddeeff"
 
 
@@ -153,3 +155,9 @@ class FakeProc:
             task = self.root / str(pid) / "task" / str(pid)
             task.mkdir(parents=True, exist_ok=True)
             (task / "children").write_text(" ".join(below))
+
+
+def spent_in(trees: ProcessTrees, *, look: bool = True) -> dict[int, int]:
+    """Read the trees; what they spent since they were last read here."""
+    trees.read(look=look)
+    return trees.take_spent()
