@@ -186,9 +186,12 @@ def attribute_in_python(store: EnergyStore, claimed: dict[int, Claims], spans: C
     homes, by_scope = _pieces(store, spans)
     if spans.cpu_ns or spans.boards:
         mine = _parts(store, spans, homes, by_scope, min(spans.starts), max(spans.ends))
+        telling = spans.cpu_ns.keys() | spans.boards.keys()
         for scope in sorted(mine):
-            _divide(store, claimed, scope, spans, mine[scope], others.get(scope, NOBODY))
-        return
+            # A scope in which nobody tells anything is swept, as it is without those who do so elsewhere.
+            if scope not in by_scope or any(part[2] in telling for parts in mine[scope] for part in parts):
+                by_scope.pop(scope, None)
+                _divide(store, claimed, scope, spans, mine[scope], others.get(scope, NOBODY))
     first, last = min(spans.starts, default=0), max(spans.ends, default=0)
     for scope, wanted in by_scope.items():
         if not wanted:

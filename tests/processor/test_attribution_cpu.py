@@ -303,6 +303,20 @@ def test_another_span_takes_from_others_no_more_than_it_gets(
         assert -len(mine) <= sum(lost) <= both.own[kind][-1] + len(mine)
 
 
+@pytest.mark.parametrize("board", [False, True])
+def test_what_is_told_in_one_scope_changes_no_rounding_in_another(board: bool) -> None:
+    """Law: a span of the host's that says its CPU time, or its board, moves no microjoule between a process's spans."""
+    spans = ((0, 112, None), (1, 2, None))
+    store = store_of(one_tick(1, 10, process_ns=1000, gpu_uj=7))
+    alone, both = columns(*spans), columns(*spans, (0, 0, None if board else 0))
+    both.pids = [PID, PID, HOST]
+    both.boards = {2: -1} if board else {}
+    attribute(store, {}, alone)
+    attribute(store, {}, both)
+    assert [own[:2] for own in both.own] == list(alone.own)
+    assert sum(alone.own[0]) == 1
+
+
 def oracle(store: EnergyStore, spans: list[Spec]) -> list[Fraction]:
     """CPU energy in fractions, elementary interval by elementary interval, all in one scope and none before."""
     edges = sorted(
