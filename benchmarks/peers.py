@@ -26,10 +26,12 @@ The queue and joulegram's log lie in --directory: on a tmpfs a sync costs nothin
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from multiprocessing import Process, Queue, Value
 from pathlib import Path
@@ -113,11 +115,15 @@ class Bench:
         """One load on a fresh system; what it adds is counted while it warms up."""
         self._runs += 1
         self.taken.value, self.added.value, self.look.value = 0, 0, 1
-        with running(name, self._directory / f"run-{self._runs}", self._port, self.core, load, attributes) as system:
+        directory = self._directory / f"run-{self._runs}"
+        with running(name, directory, self._port, self.core, load, attributes) as system:
             warm = self.send(system, load, warm_up_s)
-            self.settle(system, warm.spans, warm.selected)
+            missing = self.settle(system, warm.spans, warm.selected)
             if self.added.value != warm.selected:
-                sys.exit(f"{name}: {self.added.value} spans gained attributes, expected {warm.selected}")
+                sys.exit(
+                    f"{name}: {self.added.value} spans gained attributes, expected {warm.selected}; {missing} spans "
+                    f"did not come; spans in the ledger by why they have no energy: {reasons(directory)}"
+                )
             self.look.value = 0
             before, start = cpu_s(system.pid), time.monotonic()
             sent = self.send(system, load, seconds)
@@ -146,6 +152,13 @@ class Bench:
         made = [item for item in span.attributes if not item.key.startswith("bench.")]
         assert ADDED.decode() in {item.key for item in made}
         return [(item.key, getattr(item.value, str(item.value.WhichOneof("value")))) for item in made]
+
+
+def reasons(directory: Path) -> dict[str, int]:
+    """How many spans of joulegram's ledger have which `energy.reason`; empty where all have their energy."""
+    ledger = sorted((directory / "data" / "ledger" / "telemetry").glob("*.ndjson"))
+    lines = (json.loads(line) for file in ledger for line in file.read_bytes().splitlines())
+    return dict(Counter(line["energy"]["reason"] for line in lines if "reason" in line.get("energy", {})))
 
 
 def parse_cells(text: str, in_flight: int | None) -> list[Load]:

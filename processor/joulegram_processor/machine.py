@@ -19,7 +19,8 @@ from joulegram_pipeline.records import Outgoing, RecordKind, without_afar
 from joulegram_processor.attribution import attribute
 from joulegram_processor.claims import Claims
 from joulegram_processor.energy_store import EnergyStore
-from joulegram_processor.enrich import WRITTEN_KEYS, upsert
+from joulegram_processor.enrich import WRITTEN_KEYS
+from joulegram_processor.enriched_request import enriched
 from joulegram_processor.foreign import ForeignEnergy
 from joulegram_processor.inclusive import add_up
 from joulegram_processor.inner_spans import InnerSpans
@@ -29,10 +30,9 @@ from joulegram_processor.machine_types import Outputs, gap_record
 from joulegram_processor.repeats import Repeats
 from joulegram_processor.runs import Run, account_of, publish
 from joulegram_processor.scopes import HOST, board_of
-from joulegram_processor.spans import Batch, SpanReader, reported_uj, roots_of, spent_ns
+from joulegram_processor.spans import Batch, SpanReader, roots_of, spent_ns
 from joulegram_processor.tally import Tally
-from joulegram_processor.waiting import ANY_RUN, NO_EXTRAS, Waiting
-from joulegram_processor.wire import splice, splice_all, splice_some
+from joulegram_processor.waiting import ANY_RUN, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from joulegram_processor.machine_types import LogReader, Position, Settings
     from joulegram_processor.runs import Identity
     from joulegram_processor.waiting import Settlement
-    from joulegram_processor.wire import SpanAt
 
 STATE_VERSION = 2
 CHUNK = 2048
@@ -127,7 +126,8 @@ class Machine:
 
     def oldest_needed(self) -> int:
         """The lowest lsn that a request still waiting will be read from; `position` where none waits."""
-        return min(self._waiting.held, default=self.position)
+        put_off = (lsn for lsn, _ in self._waiting.put_off)
+        return min((*self._waiting.held, *put_off), default=self.position)
 
     def extract(self, payload: bytes) -> Extract:
         """What the join wants of a trace request, for who has it in memory before it is in the log; any thread.
@@ -145,13 +145,13 @@ class Machine:
     @property
     def is_waiting(self) -> bool:
         """Whether any span waits for its energy."""
-        return self._waiting.count > 0
+        return self._waiting.count > 0 or bool(self._waiting.put_off)
 
     def holds(self) -> dict[str, int | float | str]:
         """What waits in the join, for people; read from other threads, so it may be a moment old."""
         return {
             "spans": self._waiting.count,
-            "requests": len(self._waiting.held),
+            "requests": len(self._waiting.held) + len(self._waiting.put_off),
             "runs": len(self._runs),
             "ticks": len(self.store.rows),
         }
@@ -177,22 +177,50 @@ class Machine:
         except WireError:
             # The receiver refuses these; a spool of another version may hold one. It travels on as it came.
             batch = Batch(record.lsn, record.received_ns)
-        self._inner.add(batch.spent)
         if not batch.rows:
+            self._inner.add(batch.spent)
             if self._waiting.rootless:
                 self._waiting.root(roots_of(record.payload))
             yield self._pass_on(record)
             return
+        self.selected += len(batch.rows)
+        due_ns = self._settings.tick_due_ns
+        if self._waiting.put_off or self._waiting.count > self._settings.max_pending:
+            self._waiting.put_off.append((record.lsn, min(batch.starts)))
+            yield Outputs(pids=batch.processes)
+            yield from self._make_room(due_ns)
+            yield from self._take_put_off(due_ns)
+        else:
+            yield from self._take_in(batch, due_ns)
+
+    def _take_in(self, batch: Batch, tick_due_ns: int) -> Iterator[Outputs]:
+        """Let the spans of a request wait for their energy."""
+        self._inner.add(batch.spent)
         self._metrics.duplicate_spans.inc(self._repeats.mark(batch))
         self._waiting.add(batch)
-        out = Outputs(pids={pid for pid in set(batch.pids) if isinstance(pid, int) and pid > HOST})
+        out = Outputs(pids=batch.processes)
         if not batch.waiting:
             self._release(batch, out)
-        self.selected += len(batch.rows)
         yield out
-        surplus = self._waiting.count - self._settings.max_pending
-        if surplus > 0:
-            yield from self._settle(self._waiting.oldest(surplus + self._settings.max_pending // 4))
+        yield from self._make_room(tick_due_ns)
+
+    def _make_room(self, tick_due_ns: int) -> Iterator[Outputs]:
+        """Settle the oldest early where too many wait; not those whose energy is still to come."""
+        most, waiting, known_ns = self._settings.max_pending, self._waiting, self.store.watermark_ns
+        if waiting.count <= most or not waiting.oldest(1, known_ns, self._log_ns, tick_due_ns):
+            return  # as a rule, and for each request that is put off: so before all of those are looked at
+        for covered_ns in (waiting.without_put_off(known_ns), known_ns):
+            surplus = waiting.count - most
+            if surplus > 0:
+                yield from self._settle(waiting.oldest(surplus + most // 4, covered_ns, self._log_ns, tick_due_ns))
+
+    def _take_put_off(self, tick_due_ns: int) -> Iterator[Outputs]:
+        """Take in requests that were put off, as far as there is room."""
+        put_off = self._waiting.put_off
+        while put_off and self._waiting.count <= self._settings.max_pending:
+            batch = self._read_again(put_off.popleft()[0])
+            if batch is not None:
+                yield from self._take_in(batch, tick_due_ns)
 
     def _ticks_in(self, record: LogRecord) -> Iterator[Outputs]:
         try:
@@ -246,6 +274,8 @@ class Machine:
         elif control.get("type") == "intake.closed":
             yield from self._advance(0)
         elif control.get("type") == "run.end":
+            yield from self._make_room(0)
+            yield from self._take_put_off(0)
             yield from self._settle(self._waiting.of_run(ANY_RUN if alone else run_id))
             self._waiting.unname(run_id, alone=alone)
             run = self._runs.get(run_id)
@@ -260,8 +290,15 @@ class Machine:
 
     def _advance(self, settle_after_ns: int) -> Iterator[Outputs]:
         covered_ns = self.store.watermark_ns - settle_after_ns
-        ready = self._waiting.ready(covered_ns, self._log_ns, self._settings.max_wait_ns)
-        yield from self._settle(ready)
+        due_ns = self._settings.tick_due_ns
+        while True:
+            until_ns = self._waiting.without_put_off(covered_ns)
+            ready = self._waiting.ready(until_ns, self._log_ns, self._settings.max_wait_ns)
+            yield from self._settle(ready)
+            yield from self._make_room(due_ns)
+            if not self._waiting.put_off or self._waiting.count > self._settings.max_pending:
+                break
+            yield from self._take_put_off(due_ns)
         yield from self._publish()
         for times in self.claimed.values():
             times.forget_before(self.store.horizon_ns)
@@ -381,35 +418,13 @@ class Machine:
         record = self._log.find(batch.lsn)
         if record is None:
             return  # lost while it waited: the gap or the count of damaged records says so; its spans are in the ledger
-        payload = record.payload
+        sent = record.payload
         try:
-            if len(batch.blobs) == batch.total and not batch.extras:
-                sent = splice_all(payload, [batch.blobs[at] for at in range(batch.total)])
-            elif all(WRITTEN_KEYS.isdisjoint(extras) for extras in batch.extras.values()):
-                gains = [None if at in batch.repeated else batch.blobs[at] for at in range(len(batch.indices))]
-                sent = splice_some(payload, batch.indices, gains)
-            else:
-                rows = {index: at for at, index in enumerate(batch.indices)}
-                sent = splice(payload, rows, self._editor(batch, payload, rows))
+            sent = enriched(sent, batch)
         except WireError:
             # It parsed, so it is a request; one we cannot find our way in travels on as it came.
             self._metrics.invalid_spans.labels("encoding").inc(batch.total)
-            sent = payload
         out.forward.append(Outgoing(self._next(), RecordKind.TRACES, sent, without_afar(record.metadata)))
-
-    @staticmethod
-    def _editor(batch: Batch, payload: bytes, rows: dict[int, int]) -> Callable[[int, SpanAt], bytes | None]:
-        def edit(index: int, place: SpanAt) -> bytes | None:
-            content = payload[place.start : place.end]
-            at = rows[index]
-            if at in batch.repeated:
-                return None
-            extras = batch.extras.get(at, NO_EXTRAS)
-            if WRITTEN_KEYS.isdisjoint(extras):
-                return content + batch.blobs[at]
-            return upsert(content, batch.blobs[at], reported=reported_uj(extras) is not None)
-
-        return edit
 
     # -- runs ------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,9 @@ class Settings:
         retention_ns: how long ticks are kept.
         lookback_ns: for how long a container, pod or board that nobody named can still be named; at least twice
             `max_wait_ns`.
-        max_pending: spans waiting at most; beyond it the oldest traces are settled early.
+        max_pending: spans waiting at most; beyond it the oldest traces are settled early, or, where the tick of their
+            time is still to come, the requests behind them are put off.
+        tick_due_ns: log time within which that tick is waited for.
         dedupe_spans: how many of the last joined spans a retry is recognised among, at least.
         share_idle: idle policy ``share`` instead of ``bucket``.
         run_idle_ns: log time without a new span that ends a run.
@@ -45,6 +47,7 @@ class Settings:
     retention_ns: int = 86_400_000_000_000
     lookback_ns: int = 120_000_000_000
     max_pending: int = 400_000
+    tick_due_ns: int = 10_000_000_000
     dedupe_spans: int = 65_536
     share_idle: bool = False
     run_idle_ns: int = 900_000_000_000

@@ -126,6 +126,11 @@ class Batch:
         self.repeated: set[int] = set()
         """Rows of spans that were joined before."""
 
+    @property
+    def processes(self) -> set[int]:
+        """Those its spans name."""
+        return {pid for pid in set(self.pids) if isinstance(pid, int) and pid > HOST}
+
 
 class SpanReader:
     """Reads the selected, well-formed spans of a request.

@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import base64
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,8 @@ class Waiting:
     def __init__(self) -> None:
         self.held: dict[int, Batch] = {}
         """Requests by lsn."""
+        self.put_off: deque[tuple[int, int]] = deque()
+        """Requests there was no room for, to be read again when there is: lsn, and the first start of a span."""
         self.run_pids: dict[str, int] = {}
         """The process that speaks for a run's spans."""
         self.count = 0
@@ -117,15 +120,24 @@ class Waiting:
             if (trace.rooted and trace.end_ns <= covered_ns) or log_ns - trace.first_ns >= max_wait_ns
         ]
 
-    def oldest(self, spans: int) -> list[bytes]:
-        """The traces that came first, as many as hold so many spans."""
+    def oldest(self, spans: int, covered_ns: int, log_ns: int, tick_due_ns: int) -> list[bytes]:
+        """The traces that came first, as many as hold so many spans, before the first whose energy is still to come.
+
+        That is one that has ended, the time since `covered_ns` included, and came less than `tick_due_ns` ago.
+        """
         chosen = []
         for key, trace in self._traces.items():
+            if covered_ns < trace.end_ns <= log_ns < trace.first_ns + tick_due_ns:
+                break
             chosen.append(key)
             spans -= trace.count
             if spans <= 0:
                 break
         return chosen
+
+    def without_put_off(self, until_ns: int) -> int:
+        """The time until then in which no span that was put off has a part."""
+        return min((until_ns, *(start_ns for _, start_ns in self.put_off)))
 
     def of_run(self, run_id: str) -> list[bytes]:
         """Traces with a span of a run; all traces for `ANY_RUN`."""
@@ -214,6 +226,7 @@ class Waiting:
             ],
             "rooted": sorted(key.hex() for key, trace in self._traces.items() if trace.rooted),
             "run_pids": self.run_pids,
+            "put_off": [[lsn, str(start_ns)] for lsn, start_ns in self.put_off],
         }
 
     def load(self, raw: Json, read: Callable[[int], Batch | None]) -> None:
@@ -228,6 +241,8 @@ class Waiting:
             batch.waiting -= len(batch.repeated) + len(batch.blobs)
             self.add(batch)
         self.root({bytes.fromhex(key) for key in raw["rooted"]})
+        # A snapshot of an earlier version has none.
+        self.put_off.extend((lsn, int(start_ns)) for lsn, start_ns in raw.get("put_off", ()))
 
 
 def _gathered(parts: list[tuple[Batch, list[int]]], links: dict[bytes, bytes]) -> Settlement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
@@ -61,6 +62,9 @@ HASTY = Settings(
     lookback_ns=9 * S,
 )
 """Everything that time or numbers bring about comes about in a log of a few seconds."""
+
+CRAMPED = replace(HASTY, max_pending=1, tick_due_ns=4 * S)
+"""There is hardly room for who waits, so that requests are put off."""
 
 
 def machine(log: Log, settings: Settings = HASTY) -> Machine:

@@ -81,6 +81,49 @@ def test_too_many_waiting_spans_are_settled_early() -> None:
     assert node.count("processor_pending_spans") == 3
 
 
+def _in_a_second(node: Node, traces: range) -> Node:
+    """One span a trace, one behind the other, all over before the first of them came."""
+    for number in traces:
+        start_ns = T0 + number * S // 20
+        node.log.traces(span(number + 1, start_ns, start_ns + S // 20, trace=trace_id(number)), at=T0 + S)
+    return node.feed()
+
+
+def test_too_many_spans_for_one_tick_all_get_its_energy() -> None:
+    """`max_pending`, reached before the tick of their time: what comes behind is put off, and nobody goes without."""
+    node = _in_a_second(Node(max_pending=4), range(12))
+    assert (node.lines, node.sent) == ([], [])
+    assert node.count("processor_pending_spans") == 5
+    node.log.traces(span(99, T0, T0 + S, name="GET /", trace=trace_id(99)))
+    assert len(node.feed().sent) == 1  # who needs no energy does not wait for it
+    node.tick(1)
+    node.tick(2)
+    assert [line["trace_id"] for line in node.lines] == [trace_id(number).hex() for number in range(12)]
+    assert {line["energy"]["method"] for line in node.lines} == {"measured"}
+    assert sum("carbon.gco2e" in gained for gained in node.gained()) == 12
+
+
+def test_a_tick_that_does_not_come_is_waited_for_so_long() -> None:
+    """`tick_due_ns`: then the oldest are settled without, as too many waiting ones are."""
+    node = _in_a_second(Node(max_pending=4, tick_due_ns=3 * S), range(6))
+    node.log.traces(span(9, T0, T0 + S, trace=trace_id(9)), at=T0 + 4 * S)
+    node.feed()
+    assert [line["energy"]["reason"] for line in node.lines] == ["before_first_tick"] * 4
+    assert node.count("processor_pending_spans") == 3
+
+
+def test_the_end_of_a_run_takes_in_what_was_put_off() -> None:
+    """All of a run's spans are settled before it is published, there being room or not."""
+    node = Node(max_pending=4)
+    for number in range(12):
+        node.log.traces(span(number + 1, T0, T0 + S, parent=1 if number else None, attributes=OF_RUN), at=T0 + S)
+    node.log.control("run.start", OF_RUN["kfm.run_id"], pid=11)
+    node.log.control("run.end", OF_RUN["kfm.run_id"], status="ok")
+    node.feed()
+    assert (len(node.lines), node.machine.is_waiting) == (12, False)
+    assert [run.spans for run in node.runs] == [12]
+
+
 def test_an_unreadable_tick_record_is_counted_and_skipped() -> None:
     """It is no energy and no reason to stop; what follows is read."""
     node = Node()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,23 +9,26 @@ from hypothesis import strategies as st
 from joulegram_pipeline.energy import Method, TickBatch
 from joulegram_pipeline.records import RecordKind
 from joulegram_processor.machine_types import Settings
-from processor.any_log import HASTY, RUNS, ledger_lines, logs, machine, outputs
+from processor.any_log import CRAMPED, HASTY, RUNS, ledger_lines, logs, machine, outputs
 from simulators.traces import T0, Log, S, request, span, span_id, spans_of, tick
 
+FOREIGN = Settings(max_wait_ns=4 * S, local_energy=False)
+ROOMY = Settings(max_wait_ns=4 * S, max_pending=8, run_idle_ns=6 * S, run_quiet_ns=2 * S)
+NEVER_TWICE = replace(CRAMPED, dedupe_spans=65_536)
+"""Every repetition is recognised."""
 
-@given(logs(), st.booleans())
+
+@given(logs(), st.sampled_from((HASTY, CRAMPED, FOREIGN)))
 @settings(max_examples=60, deadline=None)
-def test_the_same_log_gives_the_same_outputs(log: Log, local: bool) -> None:
+def test_the_same_log_gives_the_same_outputs(log: Log, told: Settings) -> None:
     """Law: the machine is a function of the log, to the byte."""
-    told = HASTY if local else Settings(max_wait_ns=4 * S, local_energy=False)
     assert outputs(machine(log, told), log.records) == outputs(machine(log, told), log.records)
 
 
-@given(logs(), st.integers(0, 30), st.integers(0, 30), st.booleans())
+@given(logs(), st.integers(0, 30), st.integers(0, 30), st.sampled_from((HASTY, CRAMPED, FOREIGN)))
 @settings(max_examples=250, deadline=None)
-def test_a_snapshot_anywhere_changes_nothing(log: Log, first: int, second: int, local: bool) -> None:
+def test_a_snapshot_anywhere_changes_nothing(log: Log, first: int, second: int, told: Settings) -> None:
     """Law: dump, JSON, load into a fresh machine with the archived ticks below, and the rest is as it would be."""
-    told = HASTY if local else Settings(max_wait_ns=4 * S, local_energy=False)
     whole = outputs(machine(log, told), log.records)
     wanted = dict(whole)
     subject = machine(log, told)
@@ -70,11 +74,10 @@ def test_a_snapshot_keeps_why_nothing_is_measured() -> None:
     assert "'reason': 'no_source'" in str(whole[0].records)
 
 
-@given(logs())
+@given(logs(), st.sampled_from((ROOMY, NEVER_TWICE)))
 @settings(max_examples=80, deadline=None)
-def test_positions_grow_and_each_span_is_recorded_once(log: Log) -> None:
+def test_positions_grow_and_each_span_is_recorded_once(log: Log, told: Settings) -> None:
     """Law (D-11): positions strictly increase over ledger, runs and requests; an accepted span has one line."""
-    told = Settings(max_wait_ns=4 * S, max_pending=8, run_idle_ns=6 * S, run_quiet_ns=2 * S)
     made = outputs(machine(log, told), log.records)
     last = (-1, -1)
     for lsn, portions in made:
@@ -100,11 +103,10 @@ def test_positions_grow_and_each_span_is_recorded_once(log: Log) -> None:
     assert set(recorded) == accepted
 
 
-@given(logs())
+@given(logs(), st.sampled_from((ROOMY, NEVER_TWICE)))
 @settings(max_examples=80, deadline=None)
-def test_what_is_sent_on_is_each_span_once_with_each_key_once(log: Log) -> None:
+def test_what_is_sent_on_is_each_span_once_with_each_key_once(log: Log, told: Settings) -> None:
     """Law (A11): every span of the log goes on, a repeated one once; a `carbon.*` key the client sent is replaced."""
-    told = Settings(max_wait_ns=4 * S, max_pending=8)
     sent = [
         one
         for _, portions in outputs(machine(log, told), log.records)
