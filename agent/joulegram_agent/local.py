@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from joulegram_agent.reader import Reader
     from joulegram_agent.sampler import Sampler
     from joulegram_agent.sensors import Sensors, SensorTotals
-    from joulegram_agent.state import AgentState, StateFile
+    from joulegram_agent.state import Instant, StateFile
     from joulegram_pipeline.energy import Tick, TickBatch
 
 _LATE_S = 0.01
@@ -45,7 +45,7 @@ class LocalAgent:
         self._sensors = sensors
         self._sensing: asyncio.Task[None] | None = None
         self._state = state
-        self._saved: AgentState | None = None
+        self._saved_at: Instant | None = None
         self._holders: dict[Hashable, set[int]] = {}
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -56,7 +56,7 @@ class LocalAgent:
             self.sampler.resume(left)
         self.sampler.sample()
         # What was left and not added to is not written back: another agent may hold the socket, and the file with it.
-        self._saved = self.sampler.state
+        self._saved_at = self.sampler.counted_at
         self._task = asyncio.create_task(self.sampler.run(self.published), name="joulegram agent sampler")
         self._task.add_done_callback(lambda _: self._tell())
         if self._sensors is not None and self._sensors.totals:
@@ -158,14 +158,14 @@ class LocalAgent:
 
     def _save(self) -> None:
         state = self.sampler.state
-        if self._state is not None and state is not None and state is not self._saved:
+        if self._state is not None and state is not None and state.at != self._saved_at:
             self._state.save(state)
-            self._saved = state
+            self._saved_at = state.at
 
     def published(self, _tick: Tick) -> None:
         """Keep the counts now and then, and wake those who wait for a tick."""
-        state, saved = self.sampler.state, self._saved
-        if state is not None and (saved is None or state.at.mono_ns - saved.at.mono_ns >= SAVE_NS):
+        at, saved = self.sampler.counted_at, self._saved_at
+        if at is not None and (saved is None or at.mono_ns - saved.mono_ns >= SAVE_NS):
             self._save()
         self._tell()
 

@@ -137,7 +137,8 @@ class Sampler:
         self._is_cpu_known = False
         self.ring = TickRing(max(1, round(ring_s / PUBLISH_S)))
         self._boot_id = _boot_id(proc_root)
-        self._epoch = ""
+        self.epoch = ""
+        """Names the run of ticks that count from 1."""
         self._seq = 0
         self._edge: _Edge | None = None
         self._held: list[Held] = []
@@ -148,12 +149,15 @@ class Sampler:
             self._boot_id, self._accumulators, reader.lasting() if isinstance(reader, Lasting) else {}
         )
         self._left: AgentState | None = None
+        self.counted_at: Instant | None = None
+        """End of the last window that was counted, by this agent or the one before; None before the first."""
         self._state: AgentState | None = None
 
     @property
     def totals(self) -> Totals:
         """Counts as of the last published tick, so that asking often shows nothing finer than it."""
-        return Totals(None, {}, {}, {}) if self._state is None else _totals(self._state)
+        state = self.state
+        return Totals(None, {}, {}, {}) if state is None else _totals(state)
 
     @property
     def reads_containers(self) -> bool:
@@ -171,6 +175,8 @@ class Sampler:
     @property
     def state(self) -> AgentState | None:
         """What the next agent needs to go on from the last published tick; None before the first."""
+        if self._state is None and self.counted_at is not None:
+            self._state = self._restart.state(self.counted_at, self._longest_ns)
         return self._state
 
     def resume(self, left: AgentState) -> None:
@@ -186,7 +192,7 @@ class Sampler:
     def about(self) -> TickBatch:
         """What a batch says beside its ticks."""
         reader = self._reader
-        return TickBatch(self._epoch, reader.source, reader.method, reader.reason, self._domains, ())
+        return TickBatch(self.epoch, reader.source, reader.method, reader.reason, self._domains, ())
 
     def above(self, after: int) -> Iterator[Tick]:
         """The kept ticks above `after`; all if `after` lies beyond the last, being another epoch's."""
@@ -265,7 +271,7 @@ class Sampler:
         left, self._left = self._left, None
         going_on = self._restart.resume(left, now, self._longest_ns) if left is not None else frozenset()
         if left is not None and left.boot_id == self._boot_id:
-            self._state = left
+            self._state, self.counted_at = left, left.at
         return going_on
 
     def _board_times(self) -> Mapping[str, Mapping[int, int]]:
@@ -313,7 +319,7 @@ class Sampler:
 
     def _begin(self, edge: _Edge) -> None:
         """Begin an epoch."""
-        self._epoch = f"{self._boot_id}-{edge.mono_ns}"
+        self.epoch = f"{self._boot_id}-{edge.mono_ns}"
         self._seq = 0
         self.ring.clear()
         self._edge = edge
@@ -327,6 +333,7 @@ class Sampler:
 
     def _publish(self, start: _Edge, end: _Edge) -> Tick | None:
         energy, static, gaps = self._close_windows(start, end, _out_of_time(start, end))
+        self._state, self.counted_at = None, end.at
         process_gpu_ns = self._board_times()
         if end.wall_ns <= start.wall_ns:
             self._begin(end)
@@ -351,7 +358,6 @@ class Sampler:
         self.pulse.published()
         self.ring.append(tick)
         self._edge = end
-        self._state = self._restart.state(end.at, self._longest_ns)
         return tick
 
     def _close_windows(

@@ -62,6 +62,9 @@ class Session:
         agent.check()
         if not self.subscribed:
             return None
+        newest = agent.sampler.ring.last
+        if newest is None or (newest.seq <= self._after and agent.sampler.epoch == self._epoch):
+            return None
         about = agent.sampler.about
         if about.epoch != self._epoch:
             self._epoch, self._after = about.epoch, 0
