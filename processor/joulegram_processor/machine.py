@@ -32,7 +32,7 @@ from joulegram_processor.runs import Run, account_of, publish
 from joulegram_processor.scopes import HOST, board_of
 from joulegram_processor.spans import Batch, SpanReader, roots_of, spent_ns
 from joulegram_processor.tally import Tally
-from joulegram_processor.waiting import ANY_RUN, Waiting
+from joulegram_processor.waiting import ANY_RUN, NO_SPAN, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -179,12 +179,15 @@ class Machine:
             batch = Batch(record.lsn, record.received_ns)
         if not batch.rows:
             self._inner.add(batch.spent)
-            if self._waiting.rootless:
-                self._waiting.root(roots_of(record.payload))
+            if self._waiting.rootless or self._waiting.put_off:
+                roots = roots_of(record.payload)
+                self._waiting.root(roots)
+                if roots and self._waiting.put_off:
+                    self._waiting.put_off.append((record.lsn, NO_SPAN))
             yield self._pass_on(record)
             return
         self.selected += len(batch.rows)
-        due_ns = self._settings.tick_due_ns
+        due_ns = self._tick_due_ns
         if self._waiting.put_off or self._waiting.count > self._settings.max_pending:
             self._waiting.put_off.append((record.lsn, min(batch.starts)))
             yield Outputs(pids=batch.processes)
@@ -209,18 +212,29 @@ class Machine:
         most, waiting, known_ns = self._settings.max_pending, self._waiting, self.store.watermark_ns
         if waiting.count <= most or not waiting.oldest(1, known_ns, self._log_ns, tick_due_ns):
             return  # as a rule, and for each request that is put off: so before all of those are looked at
+        # The same room by both: little of it at a time would be made as often as a request is taken in.
         for covered_ns in (waiting.without_put_off(known_ns), known_ns):
-            surplus = waiting.count - most
+            surplus = waiting.count - (most - most // 4)
             if surplus > 0:
-                yield from self._settle(waiting.oldest(surplus + most // 4, covered_ns, self._log_ns, tick_due_ns))
+                yield from self._settle(waiting.oldest(surplus, covered_ns, self._log_ns, tick_due_ns))
 
     def _take_put_off(self, tick_due_ns: int) -> Iterator[Outputs]:
         """Take in requests that were put off, as far as there is room."""
         put_off = self._waiting.put_off
         while put_off and self._waiting.count <= self._settings.max_pending:
-            batch = self._read_again(put_off.popleft()[0])
-            if batch is not None:
-                yield from self._take_in(batch, tick_due_ns)
+            lsn, start_ns = put_off.popleft()
+            record = self._log.find(lsn)
+            if record is None:
+                self._waiting.gone += start_ns != NO_SPAN
+            elif start_ns == NO_SPAN:
+                self._waiting.root(roots_of(record.payload))
+            else:
+                yield from self._take_in(self._reader.read(record), tick_due_ns)
+
+    @property
+    def _tick_due_ns(self) -> int:
+        """For how long a tick is still to come: where nothing measures there is none."""
+        return self._settings.tick_due_ns if self._settings.local_energy or self._foreign.active else 0
 
     def _ticks_in(self, record: LogRecord) -> Iterator[Outputs]:
         try:
@@ -270,12 +284,14 @@ class Machine:
         elif control.get("type") == "run.forget":
             self._waiting.run_pids.clear()
         elif control.get("type") == "spool.gap":
-            yield Outputs(records=[gap_record(control, self._next())])
+            lost = self._waiting.lose(int(control["next_lsn"]))
+            yield Outputs(records=[gap_record(control, self._next(), lost)])
         elif control.get("type") == "intake.closed":
             yield from self._advance(0)
         elif control.get("type") == "run.end":
-            yield from self._make_room(0)
-            yield from self._take_put_off(0)
+            if alone:
+                yield from self._make_room(0)
+                yield from self._take_put_off(0)
             yield from self._settle(self._waiting.of_run(ANY_RUN if alone else run_id))
             self._waiting.unname(run_id, alone=alone)
             run = self._runs.get(run_id)
@@ -290,7 +306,7 @@ class Machine:
 
     def _advance(self, settle_after_ns: int) -> Iterator[Outputs]:
         covered_ns = self.store.watermark_ns - settle_after_ns
-        due_ns = self._settings.tick_due_ns
+        due_ns = self._tick_due_ns
         while True:
             until_ns = self._waiting.without_put_off(covered_ns)
             ready = self._waiting.ready(until_ns, self._log_ns, self._settings.max_wait_ns)

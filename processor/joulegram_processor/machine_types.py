@@ -79,8 +79,17 @@ class LogReader(Protocol):
         """The record at a position; None where a full spool dropped it, or the disk damaged it, since it was read."""
 
 
-def gap_record(control: Json, position: Position) -> GapRecord:
-    """The line of the ledger that a ``spool.gap`` becomes: what a full spool dropped."""
+def gap_record(control: Json, position: Position, put_off: int = 0) -> GapRecord:
+    """The line of the ledger that a ``spool.gap`` becomes: what a full spool dropped.
+
+    Args:
+        control: the record.
+        position: of the line.
+        put_off: trace requests among those that had been read, and nothing made of them yet.
+    """
+    unread = {str(kind): int(count) for kind, count in control["unread"].items()}
+    if put_off:
+        unread["traces"] = unread.get("traces", 0) + put_off
     return {
         "kind": "gap",
         "pos": list(position),
@@ -88,6 +97,6 @@ def gap_record(control: Json, position: Position) -> GapRecord:
         "first_lsn": int(control["first_lsn"]),
         "next_lsn": int(control["next_lsn"]),
         "records": {str(kind): int(count) for kind, count in control["records"].items()},
-        "unread": {str(kind): int(count) for kind, count in control["unread"].items()},
+        "unread": unread,
         "bytes": int(control["bytes"]),
     }

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from joulegram_pipeline.span_rows import Row
     from joulegram_processor.spans import Batch
 
+NO_SPAN = 1 << 64
+"""Later than any start."""
+
 ANY_RUN = ""
 """In place of a run id, which is never empty: the process that speaks for every run."""
 
@@ -79,7 +82,10 @@ class Waiting:
         self.held: dict[int, Batch] = {}
         """Requests by lsn."""
         self.put_off: deque[tuple[int, int]] = deque()
-        """Requests there was no room for, to be read again when there is: lsn, and the first start of a span."""
+        """Requests there was no room for, to be read again when there is: lsn, and the first start of a span, or
+        `NO_SPAN` where only the roots in it are of use."""
+        self.gone = 0
+        """Of those, how many were no longer there when there was room, since `lose` was asked."""
         self.run_pids: dict[str, int] = {}
         """The process that speaks for a run's spans."""
         self.count = 0
@@ -134,6 +140,13 @@ class Waiting:
             if spans <= 0:
                 break
         return chosen
+
+    def lose(self, until_lsn: int) -> int:
+        """A full spool dropped all below `until_lsn`; how many requests with spans were put off there."""
+        lost, self.gone = self.gone, 0
+        while self.put_off and self.put_off[0][0] < until_lsn:
+            lost += self.put_off.popleft()[1] != NO_SPAN
+        return lost
 
     def without_put_off(self, until_ns: int) -> int:
         """The time until then in which no span that was put off has a part."""
@@ -227,6 +240,7 @@ class Waiting:
             "rooted": sorted(key.hex() for key, trace in self._traces.items() if trace.rooted),
             "run_pids": self.run_pids,
             "put_off": [[lsn, str(start_ns)] for lsn, start_ns in self.put_off],
+            "gone": self.gone,
         }
 
     def load(self, raw: Json, read: Callable[[int], Batch | None]) -> None:
@@ -241,7 +255,8 @@ class Waiting:
             batch.waiting -= len(batch.repeated) + len(batch.blobs)
             self.add(batch)
         self.root({bytes.fromhex(key) for key in raw["rooted"]})
-        # A snapshot of an earlier version has none.
+        # A snapshot of an earlier version has neither.
+        self.gone = raw.get("gone", 0)
         self.put_off.extend((lsn, int(start_ns)) for lsn, start_ns in raw.get("put_off", ()))
 
 

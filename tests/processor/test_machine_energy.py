@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from joulegram_pipeline.records import RecordKind
+from joulegram_processor.machine import Machine
 from joulegram_schemas import validate
 from simulators.machine_node import OF_RUN, Node
 from simulators.traces import T0, S, host_energy, span, span_id, trace_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from joulegram_processor.machine_types import Outputs
 
 
 def test_a_trace_without_its_root_waits_no_longer_than_told() -> None:
@@ -118,10 +126,80 @@ def test_the_end_of_a_run_takes_in_what_was_put_off() -> None:
     for number in range(12):
         node.log.traces(span(number + 1, T0, T0 + S, parent=1 if number else None, attributes=OF_RUN), at=T0 + S)
     node.log.control("run.start", OF_RUN["kfm.run_id"], pid=11)
-    node.log.control("run.end", OF_RUN["kfm.run_id"], status="ok")
+    node.log.control("run.end", OF_RUN["kfm.run_id"], status="ok", alone=True)
     node.feed()
     assert (len(node.lines), node.machine.is_waiting) == (12, False)
     assert [run.spans for run in node.runs] == [12]
+
+
+def test_the_end_of_another_run_takes_nobodys_energy() -> None:
+    """Whoever shares the node may end: what is put off still waits for its tick."""
+    node = _in_a_second(Node(max_pending=4), range(12))
+    node.log.control("run.end", "run-other-0009", status="ok")
+    assert node.feed().lines == []
+    node.tick(1)
+    node.tick(2)
+    assert [line["energy"]["method"] for line in node.lines] == ["measured"] * 12
+
+
+def test_a_root_that_comes_while_its_trace_is_put_off_is_known_of() -> None:
+    """In a request that nothing is selected of, which is sent on at once; else its trace would wait for `max_wait`."""
+    node = Node(max_pending=4)
+    for number in range(8):
+        node.log.traces(span(number + 1, T0, T0 + S // 2, parent=99, trace=trace_id(number)), at=T0 + S)
+        node.log.traces(span(99, T0, T0 + S // 2, name="GET /", trace=trace_id(number)), at=T0 + S)
+    assert len(node.feed().sent) == 8
+    node.tick(1)
+    assert (len(node.lines), len(node.sent), node.machine.is_waiting) == (8, 16, False)
+
+
+@pytest.mark.parametrize("looked_first", [False, True])
+def test_what_was_put_off_and_dropped_is_told_as_lost(looked_first: bool) -> None:
+    """`drop_oldest`: it was read, and nothing made of it, so the gap's line counts it as unread."""
+    node = Node(max_pending=4)
+    for number in range(8):
+        node.log.traces(span(number + 1, T0, T0 + S // 2, trace=trace_id(number)), at=T0 + S)
+    node.feed()
+    node.log.start_lsn = end = node.log.end
+    if looked_first:
+        node.tick(1)
+    lost = {"traces": 8}
+    node.log.control("spool.gap", "run", first_lsn=0, next_lsn=end, records=lost, unread={"logs": 1}, bytes=900)
+    node.feed()
+    node.tick(2)
+    (gap,) = [line for line in node.lines if line["kind"] == "gap"]
+    assert gap["unread"] == {"logs": 1, "traces": 3}
+    assert len(node.lines) == 1 + 5
+
+
+def test_without_any_energy_nothing_is_put_off() -> None:
+    """There is no tick to wait for: too many waiting ones are settled early, as ever."""
+    node = _in_a_second(Node(max_pending=4, local_energy=False), range(12))
+    assert len(node.lines) >= 8
+    assert {line["energy"]["reason"] for line in node.lines} == {"before_first_tick"}
+
+
+def test_room_is_made_a_quarter_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans as long as it takes to fill the room: what each settling goes through is gone through seldom."""
+    settled: list[int] = []
+    settle = Machine._settle
+
+    def counted(machine: Machine, keys: list[bytes]) -> Iterator[Outputs]:
+        if keys:
+            settled.append(len(keys))
+        return settle(machine, keys)
+
+    monkeypatch.setattr(Machine, "_settle", counted)
+    node = Node(max_pending=40)
+    for number in range(200):
+        start_ns = T0 + number * S // 400
+        node.log.traces(span(number + 1, start_ns, start_ns + S // 10, trace=trace_id(number)), at=T0 + S)
+    node.feed()
+    node.tick(1)
+    node.tick(2)
+    assert {line["energy"]["method"] for line in node.lines} == {"measured"}
+    assert (len(node.lines), sum(settled)) == (200, 200)
+    assert len(settled) <= 40, settled
 
 
 def test_an_unreadable_tick_record_is_counted_and_skipped() -> None:
