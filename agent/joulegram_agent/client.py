@@ -60,8 +60,13 @@ class AgentClient:
         return await self._ask("hello")
 
     async def ticks(self, after: int) -> TickBatch:
-        """The kept ticks whose `seq` is above `after`."""
-        return TickBatch.from_json(await self._ask("ticks", after=after))
+        """The kept ticks whose `seq` is above `after`; the first of them, where they are more than a page."""
+        return (await self.page(after))[0]
+
+    async def page(self, after: int) -> tuple[TickBatch, bool]:
+        """As `ticks`, and whether there are more."""
+        result = await self._ask("ticks", after=after)
+        return TickBatch.from_json(result), result.get("more") is True
 
     async def subscribe(self, after: int | None = None) -> AsyncGenerator[TickBatch, None]:
         """Batches of ticks as they are published, on a connection of its own, which ends with the generator.

@@ -46,8 +46,8 @@ class Limits:
         take_s: a peer that has not taken a line after this long is cut off.
     """
 
-    connections: int = 64
-    connections_of_user: int = 32
+    connections: int = 128
+    connections_of_user: int = 64
     idle_s: float = 300.0
     take_s: float = 10.0
 

@@ -142,6 +142,7 @@ class Sampler:
         self._seq = 0
         self._edge: _Edge | None = None
         self._held: list[Held] = []
+        self._is_counting = False
         self._sampled: Instant | None = None
         self._longest_ns = 0
         self._boards = reader if isinstance(reader, SharesBoards) else None
@@ -175,7 +176,8 @@ class Sampler:
     @property
     def state(self) -> AgentState | None:
         """What the next agent needs to go on from the last published tick; None before the first."""
-        if self._state is None and self.counted_at is not None:
+        # Where counting failed half way nothing is known that belongs together: what was saved before stands.
+        if self._state is None and self.counted_at is not None and not self._is_counting:
             self._state = self._restart.state(self.counted_at, self._longest_ns)
         return self._state
 
@@ -216,7 +218,9 @@ class Sampler:
         if edge is not None and not closes:
             return None
         going_on = self._resume(now) if edge is None else frozenset()
+        self._is_counting = True
         self._count()
+        tick = None
         if edge is None:
             for key, accumulator in self._accumulators.items():
                 if key in going_on:
@@ -225,8 +229,10 @@ class Sampler:
                     accumulator.open()
             self._board_times()
             self._begin(self._make_edge(reading, now))
-            return None
-        return self._publish(edge, self._make_edge(reading, now))
+        else:
+            tick = self._publish(edge, self._make_edge(reading, now))
+        self._is_counting = False
+        return tick
 
     async def run(self, on_tick: Callable[[Tick], None]) -> None:
         """Sample until cancelled, calling `on_tick` for each tick."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from contextlib import aclosing
 from dataclasses import replace
@@ -50,7 +51,8 @@ class Subscriber:
     def __init__(self, path: Path, timeout_s: float = TIMEOUT_S) -> None:
         self._client = AgentClient(path, timeout_s)
         self._told: _Told | None = None
-        self._asked_s = 0.0
+        self._asked_s = -math.inf
+        self._is_left = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,28 +60,46 @@ class Subscriber:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._begin(None)
+        self._is_left = True
+        if self._told is not None:
+            await self._told.stop()
         await self._client.close()
 
     async def ticks(self, after: int) -> TickBatch:
-        """The kept ticks whose `seq` is above `after`."""
+        """The kept ticks whose `seq` is above `after`; the first of them, where they are more than a page."""
         told, now_s = self._told, asyncio.get_running_loop().time()
-        if told is not None and told.lives(now_s) and now_s - self._asked_s < ASK_S:
-            batch = told.above(after)
-            if batch is not None:
-                return batch
-        batch = await self._client.ticks(after)
+        batch = None if told is None else told.above(after, now_s)
+        if batch is not None and now_s - self._asked_s < ASK_S:
+            return batch
+        # A question that fails closes its connection, and the agent lets go of what was named there.
+        self._asked_s = -math.inf
+        try:
+            asked, is_more = await self._client.page(after)
+        except AgentError:
+            if batch is None or not batch.ticks:
+                raise
+            return batch
         self._asked_s = now_s
-        if told is None or not told.lives(now_s) or told.about.epoch != batch.epoch:
-            await self._begin(_Told(self._client, batch, after))
-        return batch
+        # Not behind a page: the agent would tell all the rest at once, at the price of what can be asked meanwhile.
+        if not is_more and not self._is_left:
+            await self._subscribe(asked, after, now_s)
+        return asked
 
     async def name(self, pids: Sequence[int]) -> None:
         """Have these processes read in every tick until they end, beside those named before."""
+        asked_s, self._asked_s = self._asked_s, -math.inf
         await self._client.name(pids)
+        self._asked_s = asked_s
 
-    async def _begin(self, told: _Told | None) -> None:
-        before, self._told = self._told, told
+    async def _subscribe(self, asked: TickBatch, after: int, now_s: float) -> None:
+        """Begin a subscription, unless there is one that serves, or the last came to nothing and is not long ago."""
+        before = self._told
+        if before is not None:
+            if before.lives(now_s) and before.about.epoch == asked.epoch:
+                return
+            if not before.has_told and now_s - before.begun_s < ASK_S:
+                return
+        self._told = _Told(self._client, asked, after)
         if before is not None:
             await before.stop()
 
@@ -95,32 +115,35 @@ class _Told:
 
     def __init__(self, client: AgentClient, asked: TickBatch, after: int) -> None:
         self.about = replace(asked, ticks=())
+        self.has_told = False
+        self.begun_s = asyncio.get_running_loop().time()
         self._ticks = deque(asked.ticks, KEPT)
         self._last = asked.ticks[-1].seq if asked.ticks else after
-        self._heard_s = asyncio.get_running_loop().time()
+        self._heard_s = self.begun_s
         self._task = asyncio.create_task(self._listen(client), name="ticks of the agent")
 
     def lives(self, now_s: float) -> bool:
         """Whether it would know of a tick."""
         return not self._task.done() and now_s - self._heard_s < SILENT_S
 
-    def above(self, after: int) -> TickBatch | None:
-        """The ticks above `after`; None where some of them are not kept, or `after` is of no tick known."""
+    def above(self, after: int, now_s: float) -> TickBatch | None:
+        """The ticks above `after`; None where they are not all kept, or there are none and it would not know of one."""
         begins = self._ticks[0].seq - 1 if self._ticks else self._last
-        if not begins <= after <= self._last:
+        if not begins <= after <= self._last or (after == self._last and not self.lives(now_s)):
             return None
         return replace(self.about, ticks=tuple(tick for tick in self._ticks if tick.seq > after))
 
     async def stop(self) -> None:
         """End the subscription."""
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        # Not awaited itself: it would not be told whose cancellation came, the task's or the caller's.
+        await asyncio.wait([self._task])
 
     async def _listen(self, client: AgentClient) -> None:
         with contextlib.suppress(AgentError):  # who asks next is told
             async with aclosing(client.subscribe(self._last)) as batches:
                 async for batch in batches:
+                    self.has_told = True
                     if batch.epoch != self.about.epoch or not batch.ticks:
                         return
                     self.about = replace(batch, ticks=())

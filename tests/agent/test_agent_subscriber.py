@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from joulegram_agent import subscriber
+from joulegram_agent import protocol, subscriber
+from joulegram_agent.conversation import Limits
 from joulegram_agent.sampler import Sampler
 from joulegram_agent.server import AgentServer
 from joulegram_agent.subscriber import Subscriber
@@ -146,8 +147,12 @@ def test_agent_that_went_is_an_error_until_it_is_back_with_all_names(tmp_path: P
                 await source.name([10])
                 epoch = (await source.ticks(0)).epoch
                 await until(lambda: server.subscriptions == 1)
+                node.run(2)
+                assert len((await told(source, 0)).ticks) >= 1
+            # What was told is still given; behind it there is nobody to ask.
+            last = (await source.ticks(0)).ticks[-1].seq
             with pytest.raises(AgentError, match=re.escape(str(node.path))):
-                await first(source, 0, lambda _: False)  # until the end of the subscription has come
+                await first(source, last, lambda batch: last < 2 and bool(batch.ticks))
             async with AgentServer(again.agent, node.path) as server:
                 assert (await source.ticks(0)).epoch != epoch
                 await until(lambda: server.subscriptions == 1)
@@ -156,6 +161,86 @@ def test_agent_that_went_is_an_error_until_it_is_back_with_all_names(tmp_path: P
 
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
+    asyncio.run(body())
+
+
+def test_backlog_is_asked_for_page_by_page_before_anything_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sidecar that comes late: told all of it at once it would have nothing left to ask with, and keep the last."""
+    monkeypatch.setattr(protocol, "PAGE_BYTES", 500)
+    monkeypatch.setattr(subscriber, "KEPT", 4)
+
+    async def body() -> None:
+        async with served(tmp_path) as (node, server), Subscriber(node.path) as source:
+            node.run(30)
+            got: list[int] = []
+            while len(got) < 30:
+                assert server.counts.requests["subscribe"] == 0
+                got += [tick.seq for tick in (await source.ticks(got[-1] if got else 0)).ticks]
+            assert got == list(range(1, 31))
+            await until(lambda: server.subscriptions == 1)
+            assert server.counts.refusals == {}
+
+    asyncio.run(body())
+
+
+def test_subscription_refused_is_not_asked_for_at_each_tick(tmp_path: Path) -> None:
+    """Somebody who may have one connection alone is answered on that."""
+
+    async def body() -> None:
+        async with served(tmp_path, Limits(connections=1)) as (node, server), Subscriber(node.path) as source:
+            for after in range(4):
+                node.run(1)
+                assert await told(source, after) == node.agent.sampler.batch(after)
+                await until(lambda: server.counts.refusals["busy"] == 1)
+            assert server.counts.connections == 1
+
+    asyncio.run(body())
+
+
+def test_names_come_back_with_the_next_question_after_one_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question given up closes its connection, and what was named on it: the next is asked, told or not."""
+    monkeypatch.setattr(subscriber, "KEPT", 1)
+
+    async def body() -> None:
+        async with served(tmp_path) as (node, server), Subscriber(node.path) as source:
+            node.proc.start(10)
+            node.run(3)
+            await source.name([10])
+            await source.ticks(0)
+            await until(lambda: server.subscriptions == 1)
+            asked = asyncio.ensure_future(source.ticks(0))
+            await asyncio.sleep(0)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            await until(lambda: node.agent.sampler.trees.roots == frozenset())
+            assert (await source.ticks(3)).ticks == ()
+            assert node.agent.sampler.trees.roots == {10}
+
+    asyncio.run(body())
+
+
+def test_replacing_a_subscription_keeps_its_callers_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancellation that comes while the old one ends is the caller's."""
+    monkeypatch.setattr(subscriber, "SILENT_S", 0.0)
+
+    async def body() -> None:
+        async with served(tmp_path) as (node, server), Subscriber(node.path) as source:
+            node.run(1)
+            await source.ticks(0)
+            await until(lambda: server.subscriptions == 1)
+            for turns in range(30):
+                asked = asyncio.ensure_future(source.ticks(0))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                if asked.cancel():
+                    with pytest.raises(asyncio.CancelledError):
+                        await asked
+
     asyncio.run(body())
 
 
