@@ -62,6 +62,21 @@ def test_counts_go_on_and_the_gap_is_quantified(tmp_path: Path) -> None:
     assert [tick.seq for tick in node.sampler.published] == [1, 2]
 
 
+def test_a_window_that_failed_half_way_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its energy is in no tick; to the next agent it is unplaced, by what was saved before."""
+    node = days(tmp_path)
+    node.run(2, LOAD)
+    node.stop()
+    monkeypatch.setattr(node.sampler, "_shares", lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        node.run(1, LOAD)
+    assert node.sampler.state is None
+    node.start()
+    node.run(1, LOAD)
+    totals = node.sampler.totals
+    assert (totals.energy_uj, totals.unplaced_uj) == ({"package-0": 300 * J}, {"package-0": 100 * J})
+
+
 def test_another_boot_begins_anew(tmp_path: Path) -> None:
     """Counters of two boots have no common zero: new totals, and no gap."""
     node = days(tmp_path)
