@@ -287,11 +287,11 @@ class Sampler:
         """Count what was sampled, in its order."""
         held, self._held = self._held, []
         accumulators = self._accumulators
-        for now, took_ns, reading, cpu_text in held:
+        for sampled, took_ns, reading, cpu_text in held:
             if self._sampled is not None:
-                self._longest_ns += now.since(self._sampled)
-            self._sampled = now
-            at_ns, mono_ns = self._longest_ns, now.mono_ns
+                self._longest_ns += sampled.since(self._sampled)
+            self._sampled = sampled
+            at_ns, mono_ns = self._longest_ns, sampled.mono_ns
             for domain, raw_uj in reading.counters_uj.items():
                 accumulators[domain].offer(raw_uj, at_ns, mono_ns, took_ns)
             for gap in reading.gaps:
