@@ -224,10 +224,10 @@ class Machine:
         while put_off and self._waiting.count <= self._settings.max_pending:
             lsn, start_ns = put_off.popleft()
             record = self._log.find(lsn)
-            if record is None:
-                self._waiting.gone += start_ns != NO_SPAN
-            elif start_ns == NO_SPAN:
-                self._waiting.root(roots_of(record.payload))
+            if start_ns == NO_SPAN:
+                self._waiting.root(set() if record is None else roots_of(record.payload))
+            elif record is None:
+                self._waiting.gone.append(lsn)
             else:
                 yield from self._take_in(self._reader.read(record), tick_due_ns)
 
@@ -284,7 +284,7 @@ class Machine:
         elif control.get("type") == "run.forget":
             self._waiting.run_pids.clear()
         elif control.get("type") == "spool.gap":
-            lost = self._waiting.lose(int(control["next_lsn"]))
+            lost = self._waiting.lose(int(control["first_lsn"]), int(control["next_lsn"]))
             yield Outputs(records=[gap_record(control, self._next(), lost)])
         elif control.get("type") == "intake.closed":
             yield from self._advance(0)

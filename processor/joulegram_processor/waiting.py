@@ -84,8 +84,8 @@ class Waiting:
         self.put_off: deque[tuple[int, int]] = deque()
         """Requests there was no room for, to be read again when there is: lsn, and the first start of a span, or
         `NO_SPAN` where only the roots in it are of use."""
-        self.gone = 0
-        """Of those, how many were no longer there when there was room, since `lose` was asked."""
+        self.gone: list[int] = []
+        """Those of them that were no longer there when there was room, until `lose` says why."""
         self.run_pids: dict[str, int] = {}
         """The process that speaks for a run's spans."""
         self.count = 0
@@ -141,10 +141,11 @@ class Waiting:
                 break
         return chosen
 
-    def lose(self, until_lsn: int) -> int:
-        """A full spool dropped all below `until_lsn`; how many requests with spans were put off there."""
-        lost, self.gone = self.gone, 0
-        while self.put_off and self.put_off[0][0] < until_lsn:
+    def lose(self, first_lsn: int, next_lsn: int) -> int:
+        """A full spool dropped this part of the log; how many requests with spans were put off there."""
+        lost = sum(first_lsn <= lsn < next_lsn for lsn in self.gone)
+        self.gone = [lsn for lsn in self.gone if lsn >= next_lsn]
+        while self.put_off and self.put_off[0][0] < next_lsn:
             lost += self.put_off.popleft()[1] != NO_SPAN
         return lost
 
@@ -256,7 +257,7 @@ class Waiting:
             self.add(batch)
         self.root({bytes.fromhex(key) for key in raw["rooted"]})
         # A snapshot of an earlier version has neither.
-        self.gone = raw.get("gone", 0)
+        self.gone = list(raw.get("gone", ()))
         self.put_off.extend((lsn, int(start_ns)) for lsn, start_ns in raw.get("put_off", ()))
 
 

@@ -172,6 +172,23 @@ def test_what_was_put_off_and_dropped_is_told_as_lost(looked_first: bool) -> Non
     assert len(node.lines) == 1 + 5
 
 
+def test_what_was_put_off_and_damaged_is_no_gaps_loss() -> None:
+    """It is counted where damage is: the line of a part dropped later says what stood there."""
+    node = Node(max_pending=4)
+    for number in range(8):
+        node.log.traces(span(number + 1, T0, T0 + S // 2, trace=trace_id(number)), at=T0 + S)
+    node.feed()
+    node.log._at[node.log.records[6].lsn] = None
+    node.tick(1)
+    node.tick(2)
+    end = node.log.end
+    node.log.control("spool.gap", "run", first_lsn=end, next_lsn=end + 9, records={"logs": 1}, unread={}, bytes=9)
+    node.feed()
+    (gap,) = [line for line in node.lines if line["kind"] == "gap"]
+    assert gap["unread"] == {}
+    assert len(node.lines) == 1 + 7
+
+
 def test_without_any_energy_nothing_is_put_off() -> None:
     """There is no tick to wait for: too many waiting ones are settled early, as ever."""
     node = _in_a_second(Node(max_pending=4, local_energy=False), range(12))
